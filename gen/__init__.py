@@ -1,0 +1,1 @@
+"""Configuration, Verilog emission, register outputs and the command line."""

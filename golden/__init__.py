@@ -1,0 +1,1 @@
+"""Golden model: the integer specification of the unit, in NumPy."""

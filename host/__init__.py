@@ -1,0 +1,1 @@
+"""Host side: generated register offsets. Never imports the hardware."""

@@ -1,0 +1,1 @@
+"""The two systolic arrays: queries by keys, probabilities by values."""

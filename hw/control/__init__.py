@@ -1,0 +1,1 @@
+"""Job control: descriptor, fetch, tiles, issue, results."""

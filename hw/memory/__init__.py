@@ -1,0 +1,1 @@
+"""Memory side: AXI signatures, and the masters that read and write bursts."""

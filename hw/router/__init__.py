@@ -1,0 +1,1 @@
+"""Router: keys of chunks, exact top-k selection, and inversion to query lists."""

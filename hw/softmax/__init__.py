@@ -1,0 +1,1 @@
+"""Block-local base-2 softmax: dot products to scores, scores to probabilities."""

@@ -1,0 +1,1 @@
+"""Reusable simulation parts: benches, memory model, Verilator runner."""

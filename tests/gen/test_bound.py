@@ -1,0 +1,112 @@
+import numpy as np
+import pytest
+
+from moska.gen import bound
+from moska.gen.config import Config
+
+TINY = Config.load("tiny")  # D=16, F=4, Mt=2, 8 bytes a cycle
+JOB = {"n_rows": 3, "chunk_tokens": 32, "n_tokens": 80, "rows_per_chunk": [3, 0, 1], "rep_rows": 0}
+
+
+def test_sizes_in_memory():
+    assert bound.token_bytes(TINY) == 2 * 16 + 4
+    assert bound.query_bytes(TINY) == 2 * 16 + 2
+    assert bound.result_bytes(TINY) == 4 * 16 + 4
+    assert bound.representative_bytes(TINY) == 16 + 4
+
+
+def test_explicit_selection():
+    # Chunks of 32, 32 and 16 tokens; 3 rows are two tiles, 1 row is one, the second is not read.
+    result = bound.bound(TINY, **JOB)
+    assert result.value == 4 * (2 * 32 + 0 + 1 * 16) == 320
+    assert result.score == 320
+    assert result.compute == 320
+    assert result.read_bytes == 128 + 3 * 34 + (32 + 16) * 36 == 1958
+    assert result.written_bytes == 3 * 68 == 204
+    assert result.bytes == 2162
+    assert result.memory == 271  # 2162 / 8 = 270.25
+    assert result.bound == 320
+    assert result.limit == "compute"
+
+
+def test_routed():
+    # Two representative rows for each of three chunks, against two tiles of queries.
+    result = bound.bound(TINY, **{**JOB, "rep_rows": 2})
+    assert result.value == 320
+    assert result.score == 320 + 4 * 2 * 3 * 2 == 368
+    assert result.compute == 368
+    assert result.read_bytes == 1958 + 3 * 2 * 20
+    assert result.bound == 368
+
+
+def test_written_selection():
+    # A line of 64 bytes for each of three chunks.
+    plain = bound.bound(TINY, **JOB)
+    written = bound.bound(TINY, **JOB, write_selection=True)
+    assert written.written_bytes == 204 + 3 * 64
+    assert written.read_bytes == plain.read_bytes
+    assert written.memory == 295  # 2354 / 8 = 294.25
+
+
+def test_memory_binds():
+    config = Config.load("sim64")
+    result = bound.bound(
+        config, n_rows=16, chunk_tokens=64, n_tokens=4096, rows_per_chunk=[16] * 64, rep_rows=0
+    )
+    assert result.compute == 4096
+    # 128 + 16 * 130 + 4096 * 132 + 16 * 260 = 547,040 bytes at 64 a cycle: 8547.5
+    assert result.memory == 8548
+    assert result.bound == 8548
+    assert result.limit == "memory"
+
+
+def test_nothing_selected():
+    result = bound.bound(TINY, **{**JOB, "rows_per_chunk": [0, 0, 0]})
+    assert result.compute == 0
+    assert result.bytes == 128 + 3 * 34 + 3 * 68
+    assert result.bound == result.memory == 55  # 434 / 8 = 54.25
+
+
+@pytest.mark.parametrize("name", ["tiny", "ulx3s", "sim64", "u55c"])
+def test_balance_rows_is_where_the_terms_of_a_token_meet(name):
+    config = Config.load(name)
+    rows = bound.balance_rows(config)
+    per_token = config.fold * rows / config.query_tile
+    assert per_token == bound.token_bytes(config) / config.memory_bytes_per_cycle
+    if name == "sim64":
+        assert rows == 33
+
+
+def test_large_unsigned_rows_do_not_wrap():
+    rows = np.full(3, 3, dtype=np.uint8)
+    assert bound.bound(TINY, **{**JOB, "rows_per_chunk": rows}).value == 4 * 2 * 80
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_rows": 0}, "n_rows must be from 1 to max_rows (16), not 0"),
+        ({"n_rows": 17}, "n_rows must be from 1 to max_rows (16), not 17"),
+        ({"chunk_tokens": 0}, "chunk_tokens must be a positive multiple of 16, not 0"),
+        ({"chunk_tokens": 40}, "chunk_tokens must be a positive multiple of 16, not 40"),
+        ({"n_tokens": 0}, "n_tokens must be from 1 to 1048576, not 0"),
+        ({"n_tokens": (1 << 20) + 1}, "n_tokens must be from 1 to 1048576, not 1048577"),
+        ({"n_tokens": 513}, "n_tokens must make at most max_chunks (16) chunks, not 17"),
+        ({"rep_rows": -1}, "rep_rows must be 0 or more, not -1"),
+        ({"rows_per_chunk": [1, 1]}, "rows_per_chunk must have shape (3,), not (2,)"),
+        ({"rows_per_chunk": [1, 4, 1]}, "rows_per_chunk must be from 0 to n_rows (3), not [1, 4]"),
+        (
+            {"rows_per_chunk": [1, -1, 1]},
+            "rows_per_chunk must be from 0 to n_rows (3), not [-1, 1]",
+        ),
+    ],
+)
+def test_refusals(changes, message):
+    with pytest.raises(ValueError, match=r"must") as error:
+        bound.bound(TINY, **{**JOB, **changes})
+    assert str(error.value) == message
+
+
+def test_float_rows_are_refused():
+    with pytest.raises(TypeError, match=r"^rows_per_chunk must be integers, not float64$"):
+        bound.bound(TINY, **{**JOB, "rows_per_chunk": [1.0, 1.0, 1.0]})

@@ -1,0 +1,276 @@
+# amaranth: UnusedElaboratable=no
+"""Selector against golden top-k selection."""
+
+import random
+import time
+
+import numpy as np
+import pytest
+from amaranth.back import rtlil
+from moska.golden.router import select
+from moska.hw.router.select import Selector
+from moska.sim.bench import check_hold, put, simulate
+
+SMALL = {"max_rows": 8, "max_chunks": 32, "width": 8, "n_lanes": 1}
+
+
+def write_keys(dut, keys, rng, idle):
+    """Bench: write all keys; the lanes work on different rows, and skip a taken bank's turn."""
+
+    async def bench(ctx):
+        queues = [[] for _ in range(dut.n_lanes)]
+        for row in range(len(keys)):
+            queues[row % dut.n_lanes] += [
+                (row, chunk, int(key)) for chunk, key in enumerate(keys[row])
+            ]
+        for queue in queues:
+            rng.shuffle(queue)
+        while any(queues):
+            taken = set()
+            for i, queue in enumerate(queues):
+                write = {"valid": 0, "row": 0, "chunk": i, "key": -1}
+                if queue and rng.random() >= idle and queue[-1][1] % dut.width not in taken:
+                    row, chunk, key = queue.pop()
+                    taken.add(chunk % dut.width)
+                    write = {"valid": 1, "row": row, "chunk": chunk, "key": key}
+                ctx.set(dut.keys[i], write)
+            await ctx.tick()
+        for i in range(dut.n_lanes):
+            ctx.set(dut.keys[i].valid, 0)
+
+    return bench
+
+
+def run(dut, jobs, *, seed, stall=0.0, idle=0.0):
+    """Run (keys, select arguments) jobs one after the other; return (selections, cycles of each)."""
+    rng = random.Random(seed)
+    results, cycles = [], []
+
+    async def bench(ctx):
+        for keys, job in jobs:
+            n_rows, n_chunks = keys.shape
+            await write_keys(dut, keys, rng, idle)(ctx)
+            await put(dut.start, [{"n_rows": n_rows, "n_chunks": n_chunks, **job}])(ctx)
+            assert ctx.get(dut.busy)
+            n_words = -(-n_chunks // dut.width)
+            got = np.zeros((n_rows, n_words * dut.width), dtype=bool)
+            expected = [(row, word) for row in range(n_rows) for word in range(n_words)]
+            taken = n_cycles = 0
+            while taken < len(expected):
+                ctx.set(dut.o.ready, int(rng.random() >= stall))
+                _, _, valid, ready, p = await ctx.tick().sample(
+                    dut.o.valid, dut.o.ready, dut.o.payload
+                )
+                n_cycles += 1
+                if valid and ready:
+                    row, word = expected[taken]
+                    assert (p.row, p.word) == (row, word), f"seed {seed}"
+                    taken += 1
+                    assert p.last == (taken == len(expected)), f"seed {seed}"
+                    for b in range(dut.width):
+                        got[row, word * dut.width + b] = p.bits >> b & 1
+            ctx.set(dut.o.ready, 0)
+            assert not ctx.get(dut.busy)
+            assert not ctx.get(dut.o.valid)
+            assert not got[:, n_chunks:].any(), f"seed {seed}"
+            results.append(got[:, :n_chunks])
+            cycles.append(n_cycles)
+
+    simulate(dut, bench, monitors=[check_hold(dut.o)], cycles=300_000)
+    return results, cycles
+
+
+def check(dut, jobs, **options):
+    results, cycles = run(dut, jobs, **options)
+    for index, ((keys, job), got) in enumerate(zip(jobs, results, strict=True)):
+        want = select(
+            keys.astype(np.int64),
+            job["k"],
+            keep_first=job["keep_first"],
+            keep_last=job["keep_last"],
+            group=job["group"],
+        )
+        assert np.array_equal(got, want), (
+            f"{options}, job {index} {job}: row, chunk {np.argwhere(got != want)[0]}"
+        )
+    return cycles
+
+
+def job_of(k, keep_first=0, keep_last=0, group=1):
+    return {"k": k, "keep_first": keep_first, "keep_last": keep_last, "group": group}
+
+
+def random_keys(rng, rows, chunks, kind):
+    if kind == "ties":
+        return rng.integers(-2, 2, (rows, chunks))
+    if kind == "equal":
+        return np.full((rows, chunks), int(rng.integers(-32768, 32768)))
+    if kind == "edges":
+        return rng.choice([-32768, -32767, -1, 0, 1, 32766, 32767], (rows, chunks))
+    return rng.integers(-32768, 32768, (rows, chunks))
+
+
+@pytest.mark.parametrize("kind", ["any", "ties", "equal", "edges"])
+@pytest.mark.parametrize("stall", [0.0, 0.5])
+def test_every_chunk_count(kind, stall):
+    seed = 11
+    rng = np.random.default_rng(seed)
+    jobs = []
+    for n_chunks in range(1, 33):
+        k = (0, 1, n_chunks // 4, n_chunks - 1, n_chunks, n_chunks + 1, 65535)[n_chunks % 7]
+        jobs.append((random_keys(rng, 2, n_chunks, kind), job_of(k)))
+    check(Selector(**SMALL), jobs, seed=seed, stall=stall)
+
+
+@pytest.mark.parametrize("kind", ["any", "ties", "equal"])
+def test_every_k(kind):
+    seed = 12
+    rng = np.random.default_rng(seed)
+    jobs = [(random_keys(rng, 2, 19, kind), job_of(k)) for k in range(21)]
+    check(Selector(**SMALL), jobs, seed=seed, stall=0.2)
+
+
+@pytest.mark.parametrize("kind", ["any", "ties"])
+def test_forced_chunks(kind):
+    seed = 13
+    rng = np.random.default_rng(seed)
+    jobs = []
+    for n_chunks in (1, 7, 8, 9, 24, 32):
+        for keep_first, keep_last, k in (
+            (1, 0, 3),
+            (0, 1, 2),
+            (1, 2, n_chunks // 2),
+            (5, 5, 4),
+            (9, 0, 9),
+            (n_chunks, 0, 2),
+            (0, n_chunks, 3),
+            (65535, 65535, 1),
+            (3, n_chunks - 1, n_chunks - 2 if n_chunks > 2 else 1),
+        ):
+            jobs.append((random_keys(rng, 1, n_chunks, kind), job_of(k, keep_first, keep_last)))
+    check(Selector(**SMALL), jobs, seed=seed)
+
+
+@pytest.mark.parametrize("kind", ["any", "ties", "edges"])
+@pytest.mark.parametrize("group", [2, 3, 4, 8])
+def test_groups(kind, group):
+    seed = 14 + group
+    rng = np.random.default_rng(seed)
+    jobs = []
+    for n_chunks in (1, 8, 13, 32):
+        for k in (1, n_chunks // 4, n_chunks // 2, n_chunks):
+            keys = random_keys(rng, 8 // group * group, n_chunks, kind)
+            jobs.append((keys, job_of(k, keep_first=k & 1, group=group)))
+    check(Selector(**SMALL), jobs, seed=seed, stall=0.3)
+
+
+@pytest.mark.parametrize(
+    ("max_rows", "max_chunks", "width", "n_lanes"),
+    [(16, 16, 8, 1), (2, 4, 4, 1), (4, 8, 2, 3), (8, 64, 32, 4), (4, 128, 64, 2), (64, 256, 16, 1)],
+)
+def test_sizes(max_rows, max_chunks, width, n_lanes):
+    seed = 15
+    rng = np.random.default_rng(seed)
+    dut = Selector(max_rows=max_rows, max_chunks=max_chunks, width=width, n_lanes=n_lanes)
+    n_rows = min(max_rows, 6)
+    jobs = []
+    for kind in ("any", "ties", "equal"):
+        for n_chunks in (max_chunks, max_chunks // 2 + 1):
+            keys = random_keys(rng, n_rows, n_chunks, kind)
+            jobs.append((keys, job_of(n_chunks // 4, keep_last=1, group=2 - n_chunks % 2)))
+    check(dut, jobs, seed=seed, idle=0.2)
+
+
+def test_all_rows():
+    """Every row and chunk address of the `tiny` size, in one job."""
+    rng = np.random.default_rng(16)
+    dut = Selector(max_rows=16, max_chunks=16, width=8, n_lanes=1)
+    check(dut, [(random_keys(rng, 16, 16, "any"), job_of(4))] * 2, seed=16)
+
+
+def test_keys_that_arrive_while_maxima_are_stored():
+    """A lane that writes another row all the time delays the maxima and loses no key."""
+    rng = np.random.default_rng(17)
+    keys = random_keys(rng, 4, 32, "any")
+    dut = Selector(**SMALL)
+    words = []
+
+    async def bench(ctx):
+        await write_keys(dut, keys, random.Random(17), 0.0)(ctx)
+        await put(dut.start, [{"n_rows": 2, "n_chunks": 32, **job_of(8, group=2)}])(ctx)
+        ctx.set(dut.o.ready, 1)
+        writes = random.Random(18)
+        while len(words) < 8:
+            lane = {"valid": 0, "row": 0, "chunk": writes.randrange(32), "key": 32767}
+            if writes.random() < 0.8:
+                lane |= {"valid": 1, "row": 3, "key": writes.randrange(-32768, 32768)}
+                keys[3, lane["chunk"]] = lane["key"]
+            ctx.set(dut.keys[0], lane)
+            _, _, valid, p = await ctx.tick().sample(dut.o.valid, dut.o.payload)
+            if valid:
+                words.append(p.bits)
+        ctx.set(dut.keys[0].valid, 0)
+        await put(dut.start, [{"n_rows": 4, "n_chunks": 32, **job_of(8)}])(ctx)
+        while len(words) < 24:
+            _, _, valid, p = await ctx.tick().sample(dut.o.valid, dut.o.payload)
+            if valid:
+                words.append(p.bits)
+
+    simulate(dut, bench)
+    rows = np.array([[word >> b & 1 for b in range(8)] for word in words]).reshape(6, 32)
+    assert np.array_equal(rows[:2], select(keys[:2].astype(np.int64), 8, group=2))
+    assert np.array_equal(rows[5], select(keys[3:].astype(np.int64), 8)[0])
+
+
+def test_no_rows():
+    """A job without rows sends nothing and frees the component."""
+    dut = Selector(**SMALL)
+
+    async def bench(ctx):
+        ctx.set(dut.o.ready, 1)
+        await put(dut.start, [{"n_rows": 0, "n_chunks": 4, **job_of(2)}] * 2)(ctx)
+        for _ in range(4):
+            _, _, valid = await ctx.tick().sample(dut.o.valid)
+            assert not valid
+        assert not ctx.get(dut.busy)
+
+    simulate(dut, bench)
+
+
+@pytest.mark.parametrize(("width", "overhead"), [(8, 2), (32, 3)])
+@pytest.mark.parametrize("n_words", [1, 2, 4])
+def test_cycles_of_a_pass(width, overhead, n_words):
+    """Keys that differ in the last bit only, after a common prefix, need all 16 passes."""
+    dut = Selector(max_rows=4, max_chunks=4 * width, width=width, n_lanes=1)
+    assert dut.pass_overhead == overhead
+    n_chunks = n_words * width
+    keys = np.zeros((4, n_chunks), dtype=np.int64)
+    keys[:, ::4] = 1
+    (all_passes,) = check(dut, [(keys, job_of(n_chunks // 4))], seed=1)
+    # Two more: the job's preparation, and the register of the last word.
+    assert all_passes == 4 * (16 * (n_words + overhead) + n_words + 3) + 2
+    # One pass decides when the sign bits do.
+    keys = np.full((4, n_chunks), -5)
+    keys[:, ::4] = 5
+    (one_pass,) = check(dut, [(keys, job_of(n_chunks // 4))], seed=1)
+    assert all_passes - one_pass == 4 * 15 * (n_words + overhead)
+
+
+def test_converts_large():
+    start = time.monotonic()
+    rtlil.convert(Selector(max_rows=512, max_chunks=2048, width=64, n_lanes=16), emit_src=False)
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_rows": 6}, "max_rows must be a power of two, at least 2, not 6"),
+        ({"width": 1}, "width must be a power of two, at least 2, not 1"),
+        ({"max_chunks": 4}, "max_chunks must be a power of two, at least 8, not 4"),
+        ({"n_lanes": 0}, "n_lanes must be at least 1, not 0"),
+    ],
+)
+def test_rejects(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Selector(**{**SMALL, **arguments})
