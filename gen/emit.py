@@ -26,7 +26,7 @@ UNIT_PARAMETERS = (
 
 
 def unit(config: Config) -> Unit:
-    """The unit of a configuration."""
+    """Return the unit of a configuration."""
     return Unit(**{name: getattr(config, name) for name in UNIT_PARAMETERS})
 
 
@@ -65,35 +65,39 @@ def convert(elaboratable, ports, *, name: str = TOP) -> str:
     The text depends on the design only: no paths, no dates.
     """
     text = verilog.convert(elaboratable, name=name, ports=ports, emit_src=False)
+    text = STEP.sub(r"\\$initial ", text)
+    # Yosys' order of ports differs between equal modules; they are connected by name.
+    text = PORT_LIST.sub(lambda m: f"{m[1]}({', '.join(sorted(m[2].split(', ')))});", text)
     return share_modules(text)
 
 
-MODULE = re.compile(r"^(?P<attributes>(?:\(\*.*?\*\)\n)*)module (?P<name>\S+)\s*\(.*?^endmodule\n", re.M | re.S)
+# Yosys numbers the register that starts its always blocks through the whole design, after a line
+# of its own source. A module has one; without the number, equal modules are equal in text.
+STEP = re.compile(r"\\\$auto\$verilog_backend\.cc:\d+:dump_module\$\d+ ")
+MODULE = re.compile(
+    r"^(?:\(\*[^\n]*\*\)\n)*module (?P<name>\S+)(?P<body>\s*\(.*?^endmodule\n)\n?", re.M | re.S
+)
+PORT_LIST = re.compile(r"^(module \S+ ?)\(([^)]*)\);", re.M)
+INSTANCE = re.compile(r"^( +)(\S+)(?= +\S+ +\($)", re.M)  # type, name, parenthesis
 
 
-def share_modules(text: str) -> str:
-    """Keep one of each set of Verilog modules that are equal but for their names.
+def share_modules(text: str, *, top: str = TOP) -> str:
+    """Keep the first of each set of Verilog modules that are equal but for their names.
 
     Amaranth emits a module per instance; an array of equal rows becomes one module that is
-    instantiated many times. The first of a set keeps its place, named after it without its index.
+    instantiated many times. Parents are compared after their parts. ``top`` keeps its name.
     """
     while True:
-        bodies: dict[str, str] = {}
+        first: dict[str, str] = {}
         renamed: dict[str, str] = {}
         for match in MODULE.finditer(text):
-            name = match["name"]
-            body = match[0].replace(name, "<name>")
-            if name == TOP:
-                continue
-            if body in bodies:
-                renamed[name] = bodies[body]
-            else:
-                bodies[body] = name
+            kept = first.setdefault(match["body"], match["name"])
+            if match["name"] not in (kept, top):
+                renamed[match["name"]] = kept
         if not renamed:
             return text
-        text = MODULE.sub(lambda match: "" if match["name"] in renamed else match[0], text)
-        for old, new in renamed.items():
-            text = re.sub(rf"^(\s*){re.escape(old)} (?=\S+ +\()", lambda m, new=new: f"{m[1]}{new} ", text, flags=re.M)
+        text = MODULE.sub(lambda m, old=renamed: "" if m["name"] in old else m[0], text)
+        text = INSTANCE.sub(lambda m, new=renamed: m[1] + new.get(m[2], m[2]), text)
 
 
 def generate(config: Config, out_dir: pathlib.Path) -> list[pathlib.Path]:

@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import NDArray
+
 from moska.golden.formats import ALIGN, MAX_ROWS
 from moska.golden.router import Bool
-from numpy.typing import NDArray
 
 DESCRIPTOR_BYTES = 128
 SELECTION_LINE = MAX_ROWS // 8
@@ -92,7 +93,7 @@ def padded(raw: bytes) -> bytes:
 
 
 def pack_array(array: NDArray[np.generic]) -> bytes:
-    """An array's little-endian bytes, padded."""
+    """Return an array's little-endian bytes, padded."""
     return padded(np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<")).tobytes())
 
 
@@ -103,14 +104,14 @@ def pack_scales(k_scale: NDArray[np.uint16], v_scale: NDArray[np.uint16] | None 
 
 
 def pack_selection(selected: Bool) -> bytes:
-    """Selection (M, N) as N lines."""
+    """Turn a selection (M, N) into N lines."""
     lines = np.zeros((selected.shape[1], MAX_ROWS), dtype=bool)
     lines[:, : selected.shape[0]] = selected.T
     return np.packbits(lines, axis=1, bitorder="little").tobytes()
 
 
 def unpack_selection(raw: bytes, n_rows: int) -> Bool:
-    """Selection (M, N) from N lines."""
+    """Turn N lines back into a selection (M, N)."""
     lines = np.frombuffer(raw, dtype=np.uint8).reshape(-1, SELECTION_LINE)
     bits: Bool = np.unpackbits(lines, axis=1, bitorder="little").astype(bool)
     return bits[:, :n_rows].T

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import In, Out
-from moska.hw.memory.axi import AXI4Lite, Response
 from systemrdl import RDLCompiler, RDLListener, RDLWalker
 from systemrdl.node import RegfileNode
 from systemrdl.rdltypes import AccessType, OnWriteType, PrecedenceType
+
+from moska.hw.memory.axi import AXI4Lite, Response
 
 RDL = pathlib.Path(__file__).with_name("regs.rdl")
 ADDR_WIDTH = 12

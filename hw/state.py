@@ -5,6 +5,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
+
 from moska.golden.formats import (
     ALIGN_SHIFT_MAX,
     L_STATE_WIDTH,
@@ -22,7 +23,7 @@ class RowMeta(data.Struct):
 
     m: signed(M_WIDTH)
     e: signed(O_EXP_WIDTH)
-    l: L_STATE_WIDTH  # noqa: E741
+    l: L_STATE_WIDTH
 
 
 def merge_step_layout(max_rows, n_words):

@@ -1,10 +1,11 @@
 """The unit: shared-KV attention behind AXI4 memory and AXI4-Lite registers."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
+
 from moska.golden.formats import BLOCK_TOKENS, KV_BITS, Q_BITS, SCALE_BITS
 from moska.hw.arrays.score import ScoreArray, lane_rows, score_beat_layout
 from moska.hw.arrays.value import ValueArray, value_beat_layout
@@ -238,7 +239,7 @@ class Unit(wiring.Component):
             n_tables=N_TABLES,
             n_lanes=self.n_lanes,
         )
-        m.submodules.score = self.score = score = ScoreArray(
+        m.submodules.score_array = self.score = score = ScoreArray(
             head_dim=self.head_dim, fold=self.fold, query_tile=self.query_tile
         )
         wiring.connect(m, gather=gather.tile, issue=score_issue.tile)
@@ -383,7 +384,7 @@ class Unit(wiring.Component):
             buffer_slots=self.buffer_slots,
             n_tables=N_TABLES,
         )
-        m.submodules.value = self.value = value = ValueArray(
+        m.submodules.value_array = self.value = value = ValueArray(
             head_dim=self.head_dim,
             fold=self.fold,
             query_tile=self.query_tile,
@@ -563,7 +564,7 @@ class Unit(wiring.Component):
         )
 
     def register_side(self, m):
-        """Registers, counters, interrupt."""
+        """Connect registers, counters and the interrupt."""
         m.submodules.registers = regs = RegisterFile(load_map())
         sequencer = self.sequencer
         wiring.connect(m, bus=regs.axil, port=wiring.flipped(self.control))

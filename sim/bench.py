@@ -50,7 +50,7 @@ def simulate(dut, *benches, monitors=(), cycles=20_000):
 
 
 def put(stream, items: Iterable, *, idle: float = 0.0, seed: int = 0):
-    """Bench that sends ``items`` into the input ``stream``; ``idle`` is the chance of a gap a cycle."""
+    """Bench that sends ``items`` into input ``stream``; ``idle`` is the chance of a gap a cycle."""
     rng = random.Random(seed)
 
     async def bench(ctx):

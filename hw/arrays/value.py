@@ -9,6 +9,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
+
 from moska.golden.formats import (
     KV_BITS,
     M_WIDTH,
@@ -28,7 +29,7 @@ class Probability(data.Struct):
     """
 
     pv: unsigned(PV_WIDTH)
-    l: unsigned(block_l_width())  # ruff: ignore[ambiguous-variable-name]: golden
+    l: unsigned(block_l_width())
     ref: signed(M_WIDTH)
     pv_ref: signed(O_EXP_WIDTH)
 
@@ -36,7 +37,7 @@ class Probability(data.Struct):
 class BlockStats(data.Struct):
     """Sum of probabilities and references of a finished block."""
 
-    l: unsigned(block_l_width())  # ruff: ignore[ambiguous-variable-name]: golden
+    l: unsigned(block_l_width())
     ref: signed(M_WIDTH)
     pv_ref: signed(O_EXP_WIDTH)
 

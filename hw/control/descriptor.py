@@ -1,6 +1,7 @@
 """The descriptor's layout in hardware; its fields come from ``golden.layout``."""
 
 from amaranth.lib import data
+
 from moska.golden.layout import DESCRIPTOR, DESCRIPTOR_BYTES
 
 

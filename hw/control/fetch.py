@@ -5,6 +5,7 @@ from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
+
 from moska.golden.formats import MAX_TOKENS, Q_BITS, SCALE_BITS
 from moska.golden.layout import DESCRIPTOR_BYTES, SELECTION_LINE
 from moska.hw.control.descriptor import descriptor_layout

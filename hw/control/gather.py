@@ -6,6 +6,7 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
+
 from moska.golden.formats import Q_BITS, SCALE_BITS
 from moska.hw.router.invert import rows_cmd_layout, rows_layout
 
@@ -64,7 +65,9 @@ class QueryGather(wiring.Component):
 
     """
 
-    def __init__(self, *, max_rows, max_chunks, head_dim, fold, query_tile, buffer_tokens, n_tables):
+    def __init__(
+        self, *, max_rows, max_chunks, head_dim, fold, query_tile, buffer_tokens, n_tables
+    ):
         self.max_rows = max_rows
         self.max_chunks = max_chunks
         self.beat_dim = head_dim // fold

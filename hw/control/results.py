@@ -5,6 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
+
 from moska.golden.formats import O_STATE_WIDTH
 from moska.golden.layout import SELECTION_LINE
 from moska.hw.control.descriptor import descriptor_layout
@@ -246,7 +247,9 @@ class Results(wiring.Component):
             used.eq((number < n_row_words) & ((number << 5) < self.job.n_rows)),
             mask.eq(Cat((number << 5) + bit < self.job.n_rows for bit in range(32))),
             bits.eq(Mux(used, self.vector.payload & mask, 0)),
-            self.vector_cmd.payload.chunk.eq((beat >> line_shift)[: len(self.vector_cmd.payload.chunk)]),
+            self.vector_cmd.payload.chunk.eq(
+                (beat >> line_shift)[: len(self.vector_cmd.payload.chunk)]
+            ),
             self.vector_cmd.payload.row_word.eq(number[: len(self.vector_cmd.payload.row_word)]),
         ]
 

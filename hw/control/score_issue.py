@@ -4,6 +4,7 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
+
 from moska.golden.formats import BLOCK_TOKENS
 from moska.golden.router import Router
 from moska.hw.arrays.score import Phi
@@ -35,9 +36,9 @@ def key_tag_layout(*, max_rows, max_chunks):
 class ScoreIssue(wiring.Component):
     """Issue one beat a cycle into the score array; address the key buffer and the scales.
 
-    ``issue`` describes the beat whose ``k_addr`` and ``scale_addr`` are presented in the same cycle.
-    A token's beats are never interrupted. A block starts when one of SCORE_BANKS score banks is
-    free; ``block_done`` frees one.
+    ``issue`` describes the beat whose ``k_addr`` and ``scale_addr`` are presented in the same
+    cycle. A token's beats are never interrupted. A block starts when one of SCORE_BANKS score
+    banks is free; ``block_done`` frees one.
 
     Members
     -------

@@ -3,6 +3,7 @@
 from amaranth.hdl import Module, Signal
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
+
 from moska.golden.formats import ALIGN, CHUNK_MULTIPLE, MAX_TOKENS
 from moska.golden.layout import DESCRIPTOR_BYTES, Opcode, Selection
 from moska.golden.router import Router
@@ -144,7 +145,9 @@ class Sequencer(wiring.Component):
         factor = Signal(17)
         group_rest = Signal(range(self.max_rows + 1))
         covers = Signal()
-        m.d.comb += covers.eq((product < job.n_tokens) & (job.n_tokens <= product + job.chunk_tokens))
+        m.d.comb += covers.eq(
+            (product < job.n_tokens) & (job.n_tokens <= product + job.chunk_tokens)
+        )
 
         cleared = Signal(range(self.max_rows + 1))
         clearing = Signal()

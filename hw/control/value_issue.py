@@ -5,6 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
+
 from moska.golden.formats import BLOCK_TOKENS
 from moska.hw.control.drain import drain_block_layout
 from moska.hw.control.score_issue import SCORE_BANKS, block_layout

@@ -5,6 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
+
 from moska.hw.router.select import check_power_of_two, select_word_layout
 
 
@@ -19,13 +20,11 @@ def _row_word_shape(max_rows):
 
 def load_layout(max_rows, max_chunks):
     """Rows ``row_word * row_word_bits`` and up that select ``chunk``, one bit a row."""
-    return data.StructLayout(
-        {
-            "chunk": range(max_chunks),
-            "row_word": _row_word_shape(max_rows),
-            "bits": row_word_bits(max_rows),
-        }
-    )
+    return data.StructLayout({
+        "chunk": range(max_chunks),
+        "row_word": _row_word_shape(max_rows),
+        "bits": row_word_bits(max_rows),
+    })
 
 
 def rows_cmd_layout(max_rows, max_chunks):
@@ -59,9 +58,10 @@ class Inverter(wiring.Component):
     ``rows``: the first row comes at least ``latency`` cycles after its command; then one a cycle,
     with a gap of at most one cycle for each empty row word and between lists. A list without rows
     gives a pulse of ``empty`` and nothing on ``rows``. ``vector``: one word a cycle, the
-    first at least ``vector_latency`` cycles after its command. ``rows_cmd`` and ``vector_cmd`` share the memory port with ``i`` and
-    ``load``: the caller uses only one of the three at a time, and lets ``rows`` or ``vector``
-    run empty before the next. ``wanted`` has a port of its own.
+    first at least ``vector_latency`` cycles after its command. ``rows_cmd`` and ``vector_cmd``
+    share the memory port with ``i`` and ``load``: the caller uses only one of the three at a
+    time, and lets ``rows`` or ``vector`` run empty before the next. ``wanted`` has a port of its
+    own.
 
     Storage: ``width`` banks of ``max_rows * max_chunks / width`` bits in words of
     ``row_word_bits``; one bit a chunk, read without a clock.
@@ -103,19 +103,17 @@ class Inverter(wiring.Component):
         self.max_chunks = max_chunks
         self.width = width
         self.row_word_bits = row_word_bits(max_rows)
-        super().__init__(
-            {
-                "i": In(stream.Signature(select_word_layout(max_rows, max_chunks, width))),
-                "load": In(stream.Signature(load_layout(max_rows, max_chunks))),
-                "wanted_chunk": In(range(max_chunks)),
-                "wanted": Out(1),
-                "rows_cmd": In(stream.Signature(rows_cmd_layout(max_rows, max_chunks))),
-                "rows": Out(stream.Signature(rows_layout(max_rows))),
-                "empty": Out(1),
-                "vector_cmd": In(stream.Signature(vector_cmd_layout(max_rows, max_chunks))),
-                "vector": Out(stream.Signature(self.row_word_bits)),
-            }
-        )
+        super().__init__({
+            "i": In(stream.Signature(select_word_layout(max_rows, max_chunks, width))),
+            "load": In(stream.Signature(load_layout(max_rows, max_chunks))),
+            "wanted_chunk": In(range(max_chunks)),
+            "wanted": Out(1),
+            "rows_cmd": In(stream.Signature(rows_cmd_layout(max_rows, max_chunks))),
+            "rows": Out(stream.Signature(rows_layout(max_rows))),
+            "empty": Out(1),
+            "vector_cmd": In(stream.Signature(vector_cmd_layout(max_rows, max_chunks))),
+            "vector": Out(stream.Signature(self.row_word_bits)),
+        })
 
     def elaborate(self, platform):
         m = Module()

@@ -4,6 +4,7 @@ from amaranth.hdl import Module, Mux, Signal, signed, unsigned
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+
 from moska.golden.formats import KEY_FRAC, KEY_WIDTH, SCORE_FRAC, SCORE_WIDTH
 
 KEY_MIN = -(1 << (KEY_WIDTH - 1))
@@ -15,15 +16,13 @@ def rep_score_layout(rows):
 
     ``first`` and ``last`` mark the first and the last representative row of a chunk.
     """
-    return data.StructLayout(
-        {
-            "valid": 1,
-            "slot": range(max(rows, 2)),
-            "score": signed(SCORE_WIDTH),
-            "first": 1,
-            "last": 1,
-        }
-    )
+    return data.StructLayout({
+        "valid": 1,
+        "slot": range(max(rows, 2)),
+        "score": signed(SCORE_WIDTH),
+        "first": 1,
+        "last": 1,
+    })
 
 
 def key_layout(rows):
@@ -63,13 +62,11 @@ class ChunkKey(wiring.Component):
         if rows < 1:
             raise ValueError(f"rows must be at least 1, not {rows!r}")
         self.rows = rows
-        super().__init__(
-            {
-                "rep": In(rep_score_layout(rows)),
-                "pairs": In(1),
-                "key": Out(key_layout(rows)),
-            }
-        )
+        super().__init__({
+            "rep": In(rep_score_layout(rows)),
+            "pairs": In(1),
+            "key": Out(key_layout(rows)),
+        })
 
     def elaborate(self, platform):
         m = Module()
@@ -131,9 +128,7 @@ class ChunkKey(wiring.Component):
         complete_s2 = Signal(reset_less=True)
         m.d.comb += shifted.eq(total_s1 >> drop)
         m.d.sync += [
-            key_s2.eq(
-                Mux(shifted > KEY_MAX, KEY_MAX, Mux(shifted < KEY_MIN, KEY_MIN, shifted))
-            ),
+            key_s2.eq(Mux(shifted > KEY_MAX, KEY_MAX, Mux(shifted < KEY_MIN, KEY_MIN, shifted))),
             slot_s2.eq(slot_s1),
             first_s2.eq(first_s1),
             last_s2.eq(last_s1),

@@ -5,6 +5,7 @@ from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2, exact_log2
+
 from moska.golden.formats import KEY_WIDTH
 
 COUNT_GROUP = 16  # bits that are counted in one cycle
@@ -18,43 +19,37 @@ def check_power_of_two(name, value, low):
 
 def key_write_layout(max_rows, max_chunks):
     """Key of ``chunk`` for query ``row``, to be stored."""
-    return data.StructLayout(
-        {
-            "valid": 1,
-            "row": range(max_rows),
-            "chunk": range(max_chunks),
-            "key": signed(KEY_WIDTH),
-        }
-    )
+    return data.StructLayout({
+        "valid": 1,
+        "row": range(max_rows),
+        "chunk": range(max_chunks),
+        "key": signed(KEY_WIDTH),
+    })
 
 
 def select_job_layout(max_rows, max_chunks):
-    """What to select; the fields are the arguments of :func:`moska.golden.router.select`."""
-    return data.StructLayout(
-        {
-            "n_rows": range(max_rows + 1),
-            "n_chunks": range(max_chunks + 1),
-            "k": 16,
-            "keep_first": 16,
-            "keep_last": 16,
-            "group": range(max_rows + 1),
-        }
-    )
+    """Struct of what to select: the arguments of :func:`moska.golden.router.select`."""
+    return data.StructLayout({
+        "n_rows": range(max_rows + 1),
+        "n_chunks": range(max_chunks + 1),
+        "k": 16,
+        "keep_first": 16,
+        "keep_last": 16,
+        "group": range(max_rows + 1),
+    })
 
 
 def select_word_layout(max_rows, max_chunks, width):
-    """Selection of ``row`` among the chunks ``word * width`` and up, one bit a chunk.
+    """Struct of the selection of ``row`` among chunks ``word * width`` and up, one bit a chunk.
 
     ``last`` marks the last word of the last row.
     """
-    return data.StructLayout(
-        {
-            "row": range(max_rows),
-            "word": range(max(max_chunks // width, 2)),
-            "bits": width,
-            "last": 1,
-        }
-    )
+    return data.StructLayout({
+        "row": range(max_rows),
+        "word": range(max(max_chunks // width, 2)),
+        "bits": width,
+        "last": 1,
+    })
 
 
 class Take(enum.Enum, shape=2):
@@ -88,7 +83,8 @@ class Selector(wiring.Component):
 
     Timing, for n words a row: a pass takes ``n + pass_overhead`` cycles, of which a row needs at
     most 16 (17 when chunks are forced), plus ``n + 3`` cycles for the output; ties add at most
-    ``(pass_overhead + 1) * n + width`` cycles. A group costs ``n * (group + 2) + 1`` cycles once, before the search.
+    ``(pass_overhead + 1) * n + width`` cycles. A group costs ``n * (group + 2) + 1`` cycles once,
+    before the search.
 
     A key given in the cycle of ``start``'s transfer, or earlier, is seen. The keys of a row must
     stay until the words of that row appear. With ``group`` > 1, the stored keys of the first row
@@ -133,14 +129,12 @@ class Selector(wiring.Component):
         self.width = width
         self.n_lanes = n_lanes
         write = key_write_layout(max_rows, max_chunks)
-        super().__init__(
-            {
-                "keys": In(data.ArrayLayout(write, n_lanes)),
-                "start": In(stream.Signature(select_job_layout(max_rows, max_chunks))),
-                "o": Out(stream.Signature(select_word_layout(max_rows, max_chunks, width))),
-                "busy": Out(1),
-            }
-        )
+        super().__init__({
+            "keys": In(data.ArrayLayout(write, n_lanes)),
+            "start": In(stream.Signature(select_job_layout(max_rows, max_chunks))),
+            "o": Out(stream.Signature(select_word_layout(max_rows, max_chunks, width))),
+            "busy": Out(1),
+        })
 
     @property
     def pass_overhead(self):
@@ -379,9 +373,7 @@ class Selector(wiring.Component):
                 m.d.sync += [
                     last_word.eq((job.n_chunks - 1)[lane_bits:]),
                     head.eq(Mux(job.keep_first < job.n_chunks, job.keep_first, job.n_chunks)),
-                    tail.eq(
-                        Mux(job.keep_last < job.n_chunks, job.n_chunks - job.keep_last, 0)
-                    ),
+                    tail.eq(Mux(job.keep_last < job.n_chunks, job.n_chunks - job.keep_last, 0)),
                     target.eq(Mux(job.k < job.n_chunks, job.k, job.n_chunks)),
                     any_forced.eq((job.keep_first != 0) | (job.keep_last != 0)),
                     trivial.eq((job.k == 0) | (job.k >= job.n_chunks)),

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 
 import pytest
+
 from moska.gen.registers import OUTPUTS, c_header, markdown, python, write_all
 from moska.hw.registers import Kind, field_path, load_map
 

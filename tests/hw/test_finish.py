@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 from amaranth.back import rtlil
+
 from moska.golden.finish import finish, log2_fraction, reciprocal
 from moska.golden.formats import FP32_NEG_INF, FP32_POS_INF, RECIPROCAL_BITS
 from moska.golden.state import RowState

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 from amaranth.back import rtlil
+
 from moska.golden.formats import leading_one, to_fp32
 from moska.hw.fp32 import (
     SIGNIFICAND_BITS,

@@ -4,6 +4,7 @@ import random
 
 import pytest
 from amaranth.back import rtlil, verilog
+
 from moska.hw.memory.axi import Response, export
 from moska.hw.registers import Kind, RegisterFile, field_path, load_map
 from moska.sim.bench import simulate

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from amaranth.back import rtlil
+
 from moska.golden.attention import exact_matmul
 from moska.golden.formats import dot_width
 from moska.hw.arrays.score import Phi, ScoreArray, ScoreRow

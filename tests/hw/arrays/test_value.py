@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from amaranth.back import rtlil
+
 from moska.golden.attention import values
 from moska.golden.formats import (
     BLOCK_TOKENS,

@@ -8,6 +8,7 @@ import random
 import pytest
 from amaranth.back import rtlil, verilog
 from amaranth.hdl import Value
+
 from moska.hw.memory.axi import AXI4Lite, AXI4Read, AXI4Write, BurstSplitter, Response, export
 from moska.hw.memory.reader import ReadMaster
 from moska.sim.bench import check_hold, get, put, simulate

@@ -6,6 +6,7 @@ import random
 
 import pytest
 from amaranth.back import rtlil, verilog
+
 from moska.hw.memory.axi import Response, export
 from moska.hw.memory.writer import WriteMaster
 from moska.sim.bench import put, simulate

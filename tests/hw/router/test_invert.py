@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 from amaranth.back import rtlil
+
 from moska.golden.router import invert
 from moska.hw.router.invert import Inverter, row_word_bits
 from moska.sim.bench import check_hold, get, put, simulate
@@ -64,7 +65,7 @@ def read_wanted(dut, n_chunks, sink):
 
 
 async def read_lists(dut, ctx, commands, rng, idle, stall):
-    """Lists of rows of ``commands``, in their order, [] where ``empty`` pulses."""
+    """Return the lists of rows of ``commands``, in order, [] where ``empty`` pulses."""
     lists, current, sent = [], [], 0
     ready = offered = 0
     while len(lists) < len(commands):
@@ -138,9 +139,7 @@ def check(dut, selections, *, seed, idle=0.0, stall=0.0, load=False):
                 await get(dut.vector, seen, len(seen) + 1, stall=stall, seed=len(seen))(ctx)
             assert seen == vectors, where
 
-    simulate(
-        dut, bench, monitors=[check_hold(dut.rows), check_hold(dut.vector)], cycles=60_000
-    )
+    simulate(dut, bench, monitors=[check_hold(dut.rows), check_hold(dut.vector)], cycles=60_000)
 
 
 @pytest.mark.parametrize("load", [False, True])
@@ -265,9 +264,7 @@ def test_vector_rate():
 def test_converts(size):
     max_rows, max_chunks, width = size
     start = time.monotonic()
-    rtlil.convert(
-        Inverter(max_rows=max_rows, max_chunks=max_chunks, width=width), emit_src=False
-    )
+    rtlil.convert(Inverter(max_rows=max_rows, max_chunks=max_chunks, width=width), emit_src=False)
     assert time.monotonic() - start < 30
 
 

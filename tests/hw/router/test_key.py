@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from amaranth.back import rtlil
+
 from moska.golden.formats import KEY_FRAC, KEY_WIDTH, SCORE_FRAC, SCORE_WIDTH, saturate
 from moska.golden.router import Router, chunk_keys
 from moska.hw.router.key import ChunkKey
@@ -23,7 +24,7 @@ def keys_of(scores, pairs):
 
 
 def run(dut, scores, pairs, rng, idle):
-    """Feed every slot's rows in order, slots interleaved as the array does; return (cycles, keys)."""
+    """Feed every slot's rows in order, slots interleaved as in the array; return (cycles, keys)."""
     slots, chunks, n_rep = scores.shape
     sent, seen = {}, {}
 

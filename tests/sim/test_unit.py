@@ -1,0 +1,243 @@
+"""The whole unit in cocotb and Verilator, bit for bit against the golden model.
+
+Every job runs with and without random pauses on all channels of the memory port.
+"""
+
+import numpy as np
+import pytest
+
+from moska.gen.config import Config
+from moska.golden.formats import FP32_NEG_INF
+from moska.golden.quantize import quantize_q
+from moska.golden.router import Router
+from moska.golden.unit import Store
+from moska.sim.job import Job, difference
+from moska.sim.runner import Simulation
+
+SEED = 20_251_107
+
+
+def config(head_dim, fold, query_tile, bus_width, **changes):
+    """Return a configuration of this shape, small in everything else."""
+    values = {
+        "name": f"d{head_dim}f{fold}m{query_tile}",
+        "head_dim": head_dim,
+        "fold": fold,
+        "query_tile": query_tile,
+        "bus_width": bus_width,
+        "max_rows": 64,
+        "max_chunks": 32,
+        "buffer_tokens": 32,
+        "buffer_slots": 2,
+        "select_width": 16,
+        "q_bits": 16,
+        "kv_format": "int8",
+        "max_in_flight": 2048,
+        "memory_bytes_per_cycle": bus_width // 8,
+        "clock_mhz": 50,
+    }
+    return Config.from_dict(values | changes)
+
+
+CONFIGS = [
+    Config.load("tiny"),
+    config(16, 1, 8, 64),
+    config(16, 8, 16, 64, select_width=8),
+    config(64, 1, 2, 512, buffer_slots=4),
+    config(64, 4, 16, 128, buffer_tokens=64),
+    config(64, 8, 8, 64, buffer_tokens=64),
+    config(128, 8, 2, 256),
+    config(128, 4, 8, 512, max_in_flight=8192),
+]
+LARGE = [
+    config(64, 1, 16, 512, buffer_slots=4, max_rows=128),
+    config(128, 1, 16, 512, buffer_tokens=64, max_rows=128),
+]
+
+
+def queries(rng, n_rows, head_dim, scale=2.0):
+    """Random queries."""
+    return quantize_q(rng.normal(size=(n_rows, head_dim)) * scale)
+
+
+def store(rng, config, n_tokens, chunk_tokens, router="minmax"):
+    """Random store whose tokens differ in size, as attention sinks do."""
+    shape = (n_tokens, config.head_dim)
+    size = np.exp(rng.normal(size=(n_tokens, 1)))
+    return Store.from_float(
+        rng.normal(size=shape) * size,
+        rng.normal(size=shape) / size,
+        chunk_tokens=chunk_tokens,
+        router=router,
+    )
+
+
+def raw_store(rng, config, n_tokens, chunk_tokens, router):
+    """Store of arbitrary bit patterns, scales included."""
+    dim = config.head_dim
+    n_chunks = -(-n_tokens // chunk_tokens)
+    n_rep = 2 if router is Router.MINMAX else 1
+
+    def integers(*shape):
+        return rng.integers(-128, 128, shape).astype(np.int8)
+
+    def scales(*shape):
+        return rng.integers(0, 1 << 16, shape).astype(np.uint16)
+
+    return Store(
+        integers(n_tokens, dim),
+        integers(n_tokens, dim),
+        scales(n_tokens),
+        scales(n_tokens),
+        chunk_tokens,
+        router,
+        integers(n_chunks, n_rep, dim),
+        scales(n_chunks, n_rep),
+    )
+
+
+def jobs(config, rng):
+    """Jobs that between them meet every class: rows, chunk sizes, selections, extremes."""
+    tile, dim = config.query_tile, config.head_dim
+    rows = sorted({1, tile - 1, tile, min(3 * tile + 1, config.max_rows)} - {0})
+    small = store(rng, config, 100, 48)  # short last block in each chunk, short last chunk
+    made = [Job(small, *queries(rng, n_rows, dim)) for n_rows in rows]
+
+    routed = store(rng, config, 16 * 16, 16)
+    n_rows = rows[-1]
+    for k in (1, 4, 16):
+        made.append(Job(routed, *queries(rng, n_rows, dim), k=k))
+    made.append(Job(routed, *queries(rng, n_rows, dim), k=4, keep_first=0, keep_last=0))
+    mean = store(rng, config, 9 * 16 + 5, 16, "mean")
+    made.append(Job(mean, *queries(rng, rows[-2], dim), k=3))
+    means = store(rng, config, 5 * 32, 32, "submean:8")
+    made.append(Job(means, *queries(rng, n_rows, dim), k=2, keep_first=0))
+    # One decision for groups of three rows.
+    made.append(Job(routed, *queries(rng, 6, dim), k=3, group=3))
+
+    # One chunk, longer than a buffer slot; one token.
+    made.append(Job(store(rng, config, 80, 96), *queries(rng, tile, dim)))
+    made.append(Job(store(rng, config, 1, 16), *queries(rng, 2, dim)))
+
+    # Explicit lists: rows with an empty selection, chunks that nobody wants.
+    explicit = rng.random((n_rows, 16)) < 0.2
+    explicit[0] = False
+    explicit[:, 5] = False
+    made.append(Job(routed, *queries(rng, n_rows, dim), explicit=explicit))
+    made.append(Job(routed, *queries(rng, 2, dim), explicit=np.zeros((2, 16), dtype=bool)))
+    made.append(Job(routed, *queries(rng, 2, dim), k=0))
+
+    # Ties: all keys equal, so that lower chunk ids win and all scores of a row are equal.
+    key = rng.normal(size=(1, dim))
+    tied = Store.from_float(
+        np.repeat(key, 8 * 16, axis=0), rng.normal(size=(8 * 16, dim)), chunk_tokens=16
+    )
+    made.append(Job(tied, *queries(rng, tile, dim), k=3, keep_first=0))
+    # Zero queries.
+    made.append(Job(small, *quantize_q(np.zeros((2, dim)))))
+    # Arbitrary bits: saturated scores, scales over the whole range of exponents.
+    q = rng.integers(-32768, 32768, (tile + 1, dim)).astype(np.int16)
+    q_scale = rng.integers(0, 1 << 16, tile + 1).astype(np.uint16)
+    for router in Router:
+        made.append(Job(raw_store(rng, config, 7 * 16, 16, router), q, q_scale, k=4))
+    # Scores of middle size with wild value scales.
+    wild = raw_store(rng, config, 64, 32, Router.ROWS)
+    made.append(Job(wild, q, (q_scale & 0x7F) | (64 << 7)))
+    return made
+
+
+def check(outcomes, made):
+    """Every job is done without error, bit for bit, and its cycles are all accounted for."""
+    for index, (outcome, job) in enumerate(zip(outcomes, made, strict=True)):
+        where = f"job {index} ({job.mode.name}, rows {len(job.q)}, seed {SEED})"
+        assert outcome.done, where
+        assert not outcome.error, f"{where}: code {outcome.error_code}"
+        expected = job.expected()
+        assert difference(outcome.result, expected) is None, (
+            f"{where}: {difference(outcome.result, expected)}"
+        )
+        counters = outcome.counters
+        causes = [name for name in counters if name.startswith("stall_")]
+        assert counters["score_active"] + sum(counters[c] for c in causes) == counters["cycles"]
+        assert counters["chunks_read"] == expected.chunks_read, where
+        assert counters["chunks_read"] + counters["chunks_skipped"] == job.store.n_chunks, where
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        *(pytest.param(c, id=c.name) for c in CONFIGS),
+        *(pytest.param(c, id=c.name, marks=pytest.mark.slow) for c in LARGE),
+    ],
+)
+def simulation(request, tmp_path_factory):
+    """Verilated unit of one configuration."""
+    return Simulation(request.param, tmp_path_factory.mktemp(request.param.name))
+
+
+@pytest.mark.parametrize("stall", [0.0, 0.4])
+def test_bit_exact(simulation, stall):
+    """All kinds of jobs, one after the other in one simulation."""
+    made = jobs(simulation.config, np.random.default_rng(SEED))
+    check(simulation.run(made, stall=stall, seed=SEED), made)
+
+
+def test_empty_selection(simulation):
+    """A row that selects nothing gives O = 0 and LSE = -inf."""
+    rng = np.random.default_rng(SEED)
+    config = simulation.config
+    explicit = np.ones((2, 2), dtype=bool)
+    explicit[1] = False
+    job = Job(store(rng, config, 40, 32), *queries(rng, 2, config.head_dim), explicit=explicit)
+    (outcome,) = simulation.run([job], seed=SEED)
+    assert not outcome.result.o[1].any()
+    assert outcome.result.lse[1] == FP32_NEG_INF
+    assert difference(outcome.result, job.expected()) is None
+
+
+def test_reset_in_the_middle(simulation):
+    """A reset at any point of a job leaves no trace in the next one."""
+    rng = np.random.default_rng(SEED)
+    config = simulation.config
+    cut = Job(store(rng, config, 16 * 16, 16), *queries(rng, 5, config.head_dim), k=4)
+    whole = Job(store(rng, config, 100, 48), *queries(rng, 3, config.head_dim))
+    points = [20, 60, 150, 300, 450, 600]
+    plan = [job for _ in points for job in (cut, whole)]
+    outcomes = simulation.run(
+        plan, seed=SEED, reset_after={2 * i: point for i, point in enumerate(points)}
+    )
+    for outcome in outcomes[1::2]:
+        assert outcome.done
+        assert difference(outcome.result, whole.expected()) is None
+
+
+def test_bad_descriptor(simulation):
+    """A descriptor out of range completes with an error and its address; the next job is fine."""
+    rng = np.random.default_rng(SEED)
+    config = simulation.config
+    q = queries(rng, 2, config.head_dim)
+    good = store(rng, config, 40, 32)
+    bad = [
+        Job(good, *q, overrides=overrides)
+        for overrides in (
+            {"opcode": 0},
+            {"n_rows": 0},
+            {"n_rows": config.max_rows + 1},
+            {"n_tokens": 0},
+            {"n_chunks": 3},
+            {"chunk_tokens": 24},
+            {"k_addr": 0x1008},
+            {"selection": 3},
+        )
+    ]
+    plan = [job for refused in bad for job in (refused, Job(good, *q))]
+    outcomes = simulation.run(plan, seed=SEED)
+    for outcome in outcomes[::2]:
+        assert outcome.done
+        assert outcome.error
+        assert outcome.error_code == 1
+        assert outcome.error_address != 0
+        assert set(outcome.result.o.tobytes()) == {0xA5}, "a refused job must write nothing"
+    for outcome in outcomes[1::2]:
+        assert not outcome.error
+        assert difference(outcome.result, Job(good, *q).expected()) is None
