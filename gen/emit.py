@@ -68,7 +68,26 @@ def convert(elaboratable, ports, *, name: str = TOP) -> str:
     text = STEP.sub(r"\\$initial ", text)
     # Yosys' order of ports differs between equal modules; they are connected by name.
     text = PORT_LIST.sub(lambda m: f"{m[1]}({', '.join(sorted(m[2].split(', ')))});", text)
-    return share_modules(text)
+    return share_modules(ZEROS.sub(zero_loop, text))
+
+
+# A memory's initial zeros, a line a word.
+ZEROS = re.compile(
+    r"^  initial begin\n    (?P<name>\w+)\[0\] = (?P<zero>\d+'h0+);\n"
+    r"(?:    (?P=name)\[\d+\] = (?P=zero);\n)*"
+    r"(?:    (?P=name)\[(?P<last>\d+)\] = (?P=zero);\n)  end\n",
+    re.M,
+)
+
+
+def zero_loop(match: re.Match) -> str:
+    """Return the loop that stands for a memory's initial zeros."""
+    name = match["name"]
+    return (
+        f"  initial begin : {name}_zero\n    integer word_;\n"
+        f"    for (word_ = 0; word_ <= {match['last']}; word_ = word_ + 1)\n"
+        f"      {name}[word_] = {match['zero']};\n  end\n"
+    )
 
 
 # Yosys numbers the register that starts its always blocks through the whole design, after a line

@@ -1,0 +1,125 @@
+"""Drain: steps in order, waits for hazards, release and table_done in their cycles."""
+
+import random
+
+import pytest
+
+from moska.hw.control.drain import Drain
+from moska.sim.bench import simulate
+
+N_TABLES = 4
+
+
+class Run:
+    """Blocks through a Drain; ``captured`` follows the release as the value array's would."""
+
+    def __init__(self, dut, blocks, tables, *, hazard=0.0, delay=0, seed=0):
+        self.dut = dut
+        self.blocks = blocks  # (n_rows, table, tile_last)
+        self.tables = tables  # rows of the tile of each block
+        self.hazard = hazard
+        self.delay = delay
+        self.rng = random.Random(seed)
+        self.steps = []  # (cycle, block, row, word, last)
+        self.releases = []  # (block, steps of it that remain)
+        self.done = []  # (block, table, steps of it that remain)
+
+    async def bench(self, ctx):
+        dut, rng = self.dut, self.rng
+        offered = n_captured = n_released = taken = in_block = cycle = 0
+        hold = 0
+        remain = [n_rows * dut.n_words for n_rows, _, _ in self.blocks]
+        while any(remain):
+            if offered < len(self.blocks):
+                n_rows, table, tile_last = self.blocks[offered]
+                ctx.set(
+                    dut.block.payload, {"n_rows": n_rows, "table": table, "tile_last": tile_last}
+                )
+                ctx.set(dut.block.valid, int(rng.random() < 0.8))
+            else:
+                ctx.set(dut.block.valid, 0)
+            # A block is captured once it was announced and the one before it released.
+            captured = n_captured < min(taken, n_released + 1) and hold == 0
+            ctx.set(dut.captured, int(captured))
+            hold = rng.randint(0, self.delay) if captured else max(0, hold - 1)
+            blocked = rng.random() < self.hazard
+            ctx.set(dut.hazard, int(blocked))
+
+            position, word = ctx.get(dut.position), ctx.get(dut.word)
+            if in_block < len(self.blocks):
+                rows = self.tables[in_block]
+                ctx.set(dut.row, rows[position] if position < len(rows) else 0)
+            step = ctx.get(dut.step)
+            release, table_done = ctx.get(dut.release), ctx.get(dut.table_done)
+            accepted = ctx.get(dut.block.valid) and ctx.get(dut.block.ready)
+            if step.valid:
+                assert in_block < n_captured, "a step before its block is captured"
+                assert not (blocked and word == 0), "a row started in spite of its hazard"
+                assert ctx.get(dut.table) == self.blocks[in_block][1]
+                assert ctx.get(dut.busy)
+                remain[in_block] -= 1
+                self.steps.append((cycle, in_block, step.row, step.word, step.last))
+            elif in_block < n_captured and word:
+                raise AssertionError("a row was interrupted")
+            if release:
+                assert step.valid
+                self.releases.append((in_block, remain[in_block]))
+                n_released += 1
+            if table_done:
+                assert step.valid
+                self.done.append((in_block, ctx.get(dut.table), remain[in_block]))
+            if step.valid and remain[in_block] == 0:
+                in_block += 1
+            await ctx.tick()
+            cycle += 1
+            n_captured += captured
+            if accepted:
+                taken += 1
+                offered += 1
+        assert not ctx.get(dut.busy)
+
+
+def random_blocks(query_tile, max_rows, count, seed):
+    rng = random.Random(seed)
+    blocks = [
+        (rng.randint(1, query_tile), rng.randrange(N_TABLES), rng.randint(0, 1))
+        for _ in range(count)
+    ]
+    return blocks, [rng.sample(range(max_rows), n_rows) for n_rows, _, _ in blocks]
+
+
+@pytest.mark.parametrize(
+    ("query_tile", "n_words", "slack"), [(2, 8, 3), (4, 4, 2), (8, 1, 4), (2, 1, 1), (4, 2, 0)]
+)
+@pytest.mark.parametrize(("hazard", "delay"), [(0.0, 0), (0.5, 3)])
+def test_order_release_and_table_done(query_tile, n_words, slack, hazard, delay):
+    dut = Drain(
+        max_rows=16, query_tile=query_tile, n_words=n_words, n_tables=N_TABLES, slack=slack
+    )
+    blocks, tables = random_blocks(query_tile, 16, 40, seed=query_tile + n_words)
+    run = Run(dut, blocks, tables, hazard=hazard, delay=delay, seed=slack)
+    simulate(dut, run.bench)
+
+    assert [step[1:] for step in run.steps] == [
+        (index, row, word, int(word == n_words - 1))
+        for index, rows in enumerate(tables)
+        for row in rows
+        for word in range(n_words)
+    ]
+    # As early as the next block may be captured: each further row adds one to the slack.
+    assert run.releases == [
+        (index, min(n_rows * n_words - 1, slack + n_rows - 1))
+        for index, (n_rows, _, _) in enumerate(blocks)
+    ]
+    assert run.done == [
+        (index, table, 0) for index, (_, table, tile_last) in enumerate(blocks) if tile_last
+    ]
+
+
+def test_one_step_a_cycle_across_blocks():
+    dut = Drain(max_rows=16, query_tile=4, n_words=4, n_tables=N_TABLES, slack=3)
+    blocks = [(4, table % N_TABLES, 1) for table in range(6)]
+    run = Run(dut, blocks, [[3, 1, 2, 0]] * 6)
+    simulate(dut, run.bench)
+    cycles = [step[0] for step in run.steps]
+    assert cycles == list(range(cycles[0], cycles[0] + 6 * 16))
