@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
+FPGA_STAMP := $(VENV)/.installed-fpga
+CONFIG ?= ulx3s
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # A compiler cache makes a repeated Verilator build take a second instead of half a minute.
@@ -15,7 +17,7 @@ export OBJCACHE := ccache
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv demo test test-all lint docs
+.PHONY: help check venv demo test test-all lint docs area
 
 help:  ## list the targets
 	@echo "Targets:"
@@ -36,6 +38,11 @@ $(STAMP): pyproject.toml setup.py | check
 $(DOCS_STAMP): $(STAMP)
 	@echo "==> Installing the documentation tools from PyPI"
 	@$(PIP) install --progress-bar on -e '.[docs]'
+	@touch $@
+
+$(FPGA_STAMP): $(STAMP)
+	@echo "==> Installing yosys from PyPI"
+	@$(PIP) install --progress-bar on -e '.[fpga]'
 	@touch $@
 
 venv: check $(STAMP)  ## set up .venv with moska, simulator and development tools
@@ -66,3 +73,7 @@ lint: check $(STAMP)  ## check style (ruff) and types (mypy, golden model and ho
 docs: check $(DOCS_STAMP)  ## build the documentation into site/
 	@echo "==> Documentation"
 	@$(BIN)/mkdocs build --strict
+
+area: check $(FPGA_STAMP)  ## synthesise CONFIG (ulx3s) for ECP5 and print what it takes
+	@echo "==> Synthesis of $(CONFIG), about three minutes"
+	@$(BIN)/python scripts/area.py $(CONFIG) build/area/$(CONFIG)

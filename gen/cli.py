@@ -23,6 +23,16 @@ class Refusal(click.ClickException):
         click.echo(f"moska: error: {line}", file=file, err=True)
 
 
+class Failure(click.ClickException):
+    """A simulation that failed or differs from the golden model: exit status 1."""
+
+    exit_code = 1
+
+    def show(self, file=None):
+        """Print the message, with the end of a log if it has one."""
+        click.echo(f"moska: error: {self.message}", file=file, err=True)
+
+
 class ConfigType(click.ParamType):
     """The name of a preset or the path of a TOML file."""
 
@@ -126,11 +136,17 @@ def generate(config, output):
     "-o",
     "--output",
     type=click.Path(file_okay=False, path_type=pathlib.Path),
-    default="out/demo",
+    default="build/demo",
     show_default=True,
     help="Folder for the report; made if it does not exist.",
 )
-@click.option("--seed", type=int, default=1, show_default=True, help="Seed of all random data.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Seed that picks the requests run one at a time.",
+)
 def demo(config, output, seed):
     """Simulate the unit that CONFIG describes (ulx3s if not given) and write a report.
 
@@ -139,8 +155,18 @@ def demo(config, output, seed):
     \b
     Examples:
       moska demo
-      moska demo sim64 -o out/sim64
+      moska demo sim64 -o build/sim64
     """
-    from moska.sim import demo as simulation
+    try:
+        from moska.sim import demo as simulation
+    except ImportError as error:
+        raise Refusal(f"the extras sim and demo must be installed: {error}") from error
 
-    simulation.run(config, output, seed=seed)
+    try:
+        simulation.run(config, output, seed=seed)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    except OSError as error:
+        raise Refusal(f"output must be a writable folder: {output}: {error.strerror}") from error
+    except (simulation.Mismatch, RuntimeError) as error:
+        raise Failure(str(error)) from error

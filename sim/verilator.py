@@ -71,7 +71,7 @@ def build(verilog: pathlib.Path, top: str, build_dir: pathlib.Path, *, waves: bo
     log = build_dir / "build.log"
     args = [*BUILD_ARGS, "-CFLAGS", "-O2"]
     if waves:
-        args += ["--trace-fst", "--trace-structs"]
+        args.append("--trace-structs")
     try:
         with variables(environment()):
             runner.build(

@@ -1,6 +1,6 @@
 """Query gather: loads the queries that selected a chunk into the score array, tile by tile."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.memory import Memory
@@ -169,7 +169,6 @@ class QueryGather(wiring.Component):
             self.rows_cmd.payload.all.eq(self.slot.payload.all),
             self.rows_cmd.valid.eq(self.slot.valid & ~gathering),
             self.slot.ready.eq(self.rows_cmd.ready & ~gathering),
-            self.busy.eq(gathering | self.slot.valid | tiles.r_rdy),
         ]
         with m.If(self.slot.valid & self.slot.ready):
             m.d.sync += [slot.eq(self.slot.payload), gathering.eq(1)]
@@ -228,6 +227,9 @@ class QueryGather(wiring.Component):
             tile[0].table.eq(table),
             tile[0].last.eq(self.rows.payload.last),
         ]
+        m.d.comb += self.busy.eq(
+            gathering | self.slot.valid | Cat(*made).any() | tiles.r_rdy
+        )
         for index in (1, 2):
             m.d.sync += [made[index].eq(made[index - 1]), tile[index].eq(tile[index - 1])]
         m.d.comb += [

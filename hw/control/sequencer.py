@@ -159,7 +159,7 @@ class Sequencer(wiring.Component):
         ]
         with m.If(clearing):
             m.d.sync += cleared.eq(cleared + 1)
-            with m.If(cleared == self.max_rows - 1):
+            with m.If(cleared == job.n_rows - 1):
                 m.d.sync += clearing.eq(0)
         with m.If(self.loaded):
             m.d.sync += n_loaded.eq(n_loaded + 1)
@@ -183,7 +183,7 @@ class Sequencer(wiring.Component):
         # The last load of the query phase: scales and queries, after an explicit selection.
         all_loaded = Signal()
         m.d.comb += all_loaded.eq(n_loaded == 2)
-        m.d.comb += self.queries_loaded.eq(computing & all_loaded)
+        m.d.comb += self.queries_loaded.eq(computing & all_loaded & ~clearing)
 
         with m.FSM(name="job"):
             with m.State("IDLE"):
@@ -191,7 +191,7 @@ class Sequencer(wiring.Component):
                 with m.If(self.start):
                     m.d.comb += self.clear_errors.eq(1)
                     m.d.sync += [
-                        n_loaded.eq(0), cleared.eq(0), clearing.eq(1), self.error.eq(0),
+                        n_loaded.eq(0), cleared.eq(0), self.error.eq(0)
                     ]
                     m.next = "DESCRIPTOR"
             with m.State("DESCRIPTOR"):
@@ -215,7 +215,11 @@ class Sequencer(wiring.Component):
                     factor.eq(job.n_chunks - 1),
                     group_rest.eq(job.n_rows),
                 ]
-                with m.If(legal):
+                with m.If(self.read_error):
+                    # What arrived is not the descriptor.
+                    m.d.sync += self.error.eq(ErrorCode.READ)
+                    m.next = "DONE"
+                with m.Elif(legal):
                     m.next = "CHECK_PRODUCT"
                 with m.Else():
                     m.d.sync += self.error.eq(ErrorCode.DESCRIPTOR)
@@ -232,6 +236,7 @@ class Sequencer(wiring.Component):
                 with m.If((job.group > 1) & routed & (group_rest >= job.group)):
                     m.d.sync += group_rest.eq(group_rest - job.group)
                 with m.Elif(covers & (~routed | (job.group == 1) | (group_rest == 0))):
+                    m.d.sync += clearing.eq(1)
                     m.next = "QUERIES"
                     with m.If(explicit):
                         m.next = "SELECTION"

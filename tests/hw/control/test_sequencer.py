@@ -58,10 +58,11 @@ def sequencer(bus_bytes=8):
 class Unit:
     """Everything that the sequencer starts, answering after a fixed number of cycles."""
 
-    def __init__(self, dut, *, pause=4, read_error=0, write_error=0):
+    def __init__(self, dut, *, pause=4, read_error=0, write_error=0, bad_descriptor=0):
         self.dut = dut
         self.pause = pause
         self.read_error = read_error
+        self.bad_descriptor = bad_descriptor
         self.write_error = write_error
 
     async def run(self, ctx, fields):
@@ -88,6 +89,7 @@ class Unit:
                 ctx.set(dut.descriptor_beat, {"valid": 1, "data": int.from_bytes(beat, "little")})
                 if not beats:
                     ctx.set(dut.loaded, 1)
+                    ctx.set(dut.read_error, self.bad_descriptor)
             elif loads:
                 loads[0] -= 1
                 if loads[0] == 0:
@@ -123,7 +125,7 @@ class Unit:
             if clear.valid:
                 seen["cleared"].append(clear.row)
             if ctx.get(dut.results_start):
-                assert seen["cleared"] == list(range(MAX_ROWS))
+                assert seen["cleared"] == list(range(ctx.get(dut.job.n_rows)))
                 assert ctx.get(dut.queries_loaded) == 0
                 seen["results"] += 1
                 writing = self.pause
@@ -140,7 +142,7 @@ class Unit:
             if done:
                 assert not ctx.get(dut.busy)
                 break
-        for _ in range(MAX_ROWS):  # an illegal job may end before all rows are cleared
+        for _ in range(MAX_ROWS):
             await ctx.tick()
             assert not ctx.get(dut.busy)
         return seen
@@ -394,3 +396,11 @@ def test_start_is_ignored_while_busy():
         ctx.set(dut.start, 0)
 
     simulate(dut, bench)
+
+
+def test_descriptor_read_error():
+    """A descriptor that came back with an error is not judged, and nothing else is fetched."""
+    (seen,) = run_jobs([BASE], bad_descriptor=1)
+    assert seen["error"] == ErrorCode.READ
+    assert seen["phases"] == [Phase.DESCRIPTOR]
+    assert (seen["results"], seen["done"], seen["cleared"]) == (0, 1, [])
