@@ -17,7 +17,7 @@ export OBJCACHE := ccache
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv demo test test-all lint docs area
+.PHONY: help check venv demo test test-slow test-all lint docs area
 
 help:  ## list the targets
 	@echo "Targets:"
@@ -56,12 +56,13 @@ demo: check $(STAMP)  ## simulate the unit on real work and write a report
 test: check $(STAMP)  ## run the tests, without the slow ones
 	@$(if $(CCACHE),echo "==> ccache found: repeated simulator builds are fast",:)
 	@echo "==> Tests (without those marked slow; 'make test-all' runs them too)"
-	@$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow"
 
-test-all: check $(STAMP)  ## run all tests
-	@$(if $(CCACHE),echo "==> ccache found: repeated simulator builds are fast",:)
-	@echo "==> All tests"
-	@$(BIN)/python -m pytest -n $(JOBS)
+test-slow: check $(STAMP)  ## run the tests marked slow: large shapes
+	@echo "==> Slow tests"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow
+
+test-all: test test-slow  ## run all tests
 
 lint: check $(STAMP)  ## check style (ruff) and types (mypy, golden model and host driver)
 	@echo "==> ruff"

@@ -166,8 +166,12 @@ def check(outcomes, made):
 @pytest.fixture(
     scope="module",
     params=[
-        *(pytest.param(c, id=c.name) for c in CONFIGS),
-        *(pytest.param(c, id=c.name, marks=pytest.mark.slow) for c in LARGE),
+        # One group, hence one worker, per configuration: its Verilog is built once.
+        *(pytest.param(c, id=c.name, marks=pytest.mark.xdist_group(c.name)) for c in CONFIGS),
+        *(
+            pytest.param(c, id=c.name, marks=[pytest.mark.xdist_group(c.name), pytest.mark.slow])
+            for c in LARGE
+        ),
     ],
 )
 def simulation(request, tmp_path_factory):
