@@ -16,6 +16,7 @@ from moska.hw.control.results import Results
 from moska.hw.control.score_issue import SCORE_BANKS, ScoreIssue, key_tag_layout
 from moska.hw.control.sequencer import Cause, ErrorCode, Sequencer
 from moska.hw.control.value_issue import ValueIssue
+from moska.hw.delay import delayed
 from moska.hw.memory.axi import AXI4Lite, AXI4Read, AXI4Write
 from moska.hw.memory.buffer import WordBuffer
 from moska.hw.memory.reader import ReadMaster
@@ -24,7 +25,6 @@ from moska.hw.registers import ADDR_WIDTH, RegisterFile, load_map
 from moska.hw.router.invert import Inverter
 from moska.hw.router.key import ChunkKey
 from moska.hw.router.select import Selector
-from moska.hw.softmax.delay import delayed
 from moska.hw.softmax.lane import SoftmaxLane, score_slot_layout, value_slot_layout
 from moska.hw.state import RowState
 

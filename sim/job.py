@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from moska.golden.formats import ALIGN
 from moska.golden.layout import (
-    DESCRIPTOR_BYTES,
     SELECTION_LINE,
     Opcode,
     Selection,
@@ -70,8 +69,8 @@ class Job:
             )
         return attend(self.store, self.q, self.q_scale, selected)
 
-    def image(self, base: int = 0x1000, *, share: Image | None = None) -> Image:
-        """Memory image from ``base`` on; with ``share``, the store of that image is used again."""
+    def image(self, base: int = 0x1000) -> Image:
+        """Memory image from ``base`` on."""
         store = self.store
         n_rows, head_dim = self.q.shape
         out = Image(end=base)
@@ -121,7 +120,6 @@ class Job:
         }
         fields |= self.overrides
         out.descriptor = place(pack_descriptor(**fields))
-        assert DESCRIPTOR_BYTES % ALIGN == 0
         return out
 
     def decode(self, raw: dict[str, bytes]) -> Result:
@@ -136,6 +134,12 @@ class Job:
         else:
             selected = np.ones((n_rows, self.store.n_chunks), dtype=bool)
         return Result(o, lse, selected)
+
+
+def overrun(raw: bytes, size: int) -> bool:
+    """Whether a result of ``size`` bytes touched its padding or the guard line behind it."""
+    padded_size = -(-size // ALIGN) * ALIGN
+    return raw[size:] != bytes([FILL]) * (padded_size - size) + bytes(len(raw) - padded_size)
 
 
 def difference(actual: Result, expected: Result) -> str | None:

@@ -9,7 +9,7 @@ from moska.gen.config import Config
 from moska.gen.emit import TOP, generate
 from moska.golden.unit import Result
 from moska.sim import verilator
-from moska.sim.job import Job
+from moska.sim.job import Job, overrun
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Outcome:
     error: bool
     error_code: int
     error_address: int
+    overrun: bool  # bytes behind a result were written
 
 
 class Simulation:
@@ -104,19 +105,23 @@ class Simulation:
             waves=self.waves,
         )
         outcomes: list[Outcome | None] = []
-        for job, raw in zip(jobs, pickle.loads(results.read_bytes()), strict=True):
+        returned = pickle.loads(results.read_bytes())
+        for job, image, raw in zip(jobs, images, returned, strict=True):
             if raw is None:
                 outcomes.append(None)
                 continue
             status = raw["status"]
+            sizes = {name: size for name, (_, size) in image.results.items()}
+            memory = raw["memory"]
             outcomes.append(
                 Outcome(
-                    result=job.decode(raw["memory"]),
+                    result=job.decode({name: memory[name][:size] for name, size in sizes.items()}),
                     counters=raw["counters"],
                     done=bool(status & 2),
                     error=bool(status & 4),
                     error_code=(status >> 8) & 0xF,
                     error_address=raw["error_address"],
+                    overrun=any(overrun(memory[name], size) for name, size in sizes.items()),
                 )
             )
         return outcomes

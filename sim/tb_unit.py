@@ -11,6 +11,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, First, RisingEdge
 from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
 
+from moska.golden.formats import ALIGN
 from moska.host import regmap
 
 CLOCK_NS = 2
@@ -87,10 +88,9 @@ async def jobs(dut):
             "error_address": await read("ERROR_ADDRESS_LO")
             | (await read("ERROR_ADDRESS_HI")) << 32,
             "memory": {
-                name: bytes(ram.read(address, size))
+                name: bytes(ram.read(address, -(-size // ALIGN) * ALIGN + ALIGN))
                 for name, (address, size) in job["results"].items()
             },
-            "guard": bytes(ram.read(*job["guard"])) if "guard" in job else b"",
         }
         await registers.write_dword(regmap.STATUS, 0b110)
         outcomes.append(outcome)

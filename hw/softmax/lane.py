@@ -8,8 +8,8 @@ from amaranth.utils import exact_log2
 from moska.golden.formats import BLOCK_TOKENS, SCALE_BITS, SCORE_WIDTH, V_EXP_WIDTH
 from moska.hw.arrays.score import check_power_of_two, dot_layout, index_width
 from moska.hw.arrays.value import Probability
+from moska.hw.delay import delay_line
 from moska.hw.router.key import rep_score_layout
-from moska.hw.softmax.delay import delay_line
 from moska.hw.softmax.probability import TokenProbability
 from moska.hw.softmax.reference import BlockReference, check_banks
 from moska.hw.softmax.scale import ScoreScale

@@ -17,7 +17,7 @@ from moska.golden.formats import (
 )
 from moska.hw.arrays.score import check_power_of_two, index_width
 from moska.hw.arrays.value import Probability
-from moska.hw.softmax.delay import delay_line
+from moska.hw.delay import delay_line
 from moska.hw.softmax.exp2 import Exp2
 from moska.hw.softmax.scale import exponent_of, mantissa_of
 from moska.hw.softmax.shift import SHIFT_WIDTH, RoundShift

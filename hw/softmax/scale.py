@@ -12,7 +12,7 @@ from moska.golden.formats import (
     SCORE_WIDTH,
     dot_width,
 )
-from moska.hw.softmax.delay import delay_line
+from moska.hw.delay import delay_line
 
 LOW_BITS = 17  # of the dot product, in the first of two 18x18 multipliers
 SHIFT_BITS = SCORE_SHIFT_MAX.bit_length()

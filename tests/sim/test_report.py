@@ -35,7 +35,7 @@ def outcome_of(job, expected):
         "chunks_read": expected.chunks_read,
         "chunks_skipped": job.store.n_chunks - expected.chunks_read,
     }
-    return Outcome(expected, counters, True, False, 0, 0)
+    return Outcome(expected, counters, True, False, 0, 0, False)
 
 
 @pytest.fixture(scope="module")

@@ -152,6 +152,7 @@ def check(outcomes, made):
         where = f"job {index} ({job.mode.name}, rows {len(job.q)}, seed {SEED})"
         assert outcome.done, where
         assert not outcome.error, f"{where}: code {outcome.error_code}"
+        assert not outcome.overrun, where
         expected = job.expected()
         assert difference(outcome.result, expected) is None, (
             f"{where}: {difference(outcome.result, expected)}"
