@@ -7,7 +7,12 @@ from numpy.typing import ArrayLike
 
 from moska.gen.config import Config
 from moska.golden.formats import CHUNK_MULTIPLE, KV_BITS, MAX_TOKENS, SCALE_BITS
-from moska.golden.layout import DESCRIPTOR_BYTES, SELECTION_LINE
+from moska.golden.layout import (
+    CHECKSUM_BYTES,
+    COMPLETION_BYTES,
+    DESCRIPTOR_BYTES,
+    SELECTION_LINE,
+)
 
 FP32_BYTES = 4
 REP_SCALE_BYTES = 4  # slot of a representative's scale
@@ -20,14 +25,14 @@ class Bound:
     score: int  # cycles of the score array
     value: int  # cycles of the value array
     compute: int  # the longer of the two
-    memory: int  # cycles of the memory port
+    memory: int  # cycles of the slowest memory port
     bound: int  # the longer of compute and memory
     read_bytes: int
     written_bytes: int
 
     @property
     def bytes(self) -> int:
-        """Bytes that cross the memory port, both directions."""
+        """Bytes that cross the memory ports, both directions."""
         return self.read_bytes + self.written_bytes
 
     @property
@@ -39,6 +44,11 @@ class Bound:
 def token_bytes(config: Config) -> int:
     """Bytes of a token in memory: its key, its value and a scale for each."""
     return 2 * (config.head_dim * KV_BITS + SCALE_BITS) // 8
+
+
+def value_bytes(config: Config) -> int:
+    """Bytes of a token's value without its scale: what the second read port carries."""
+    return config.head_dim * KV_BITS // 8
 
 
 def query_bytes(config: Config) -> int:
@@ -56,9 +66,17 @@ def representative_bytes(config: Config) -> int:
     return config.head_dim * KV_BITS // 8 + REP_SCALE_BYTES
 
 
+def checksum_bytes(config: Config) -> int:
+    """Bytes read for a chunk's checksum record: at least a beat."""
+    return max(CHECKSUM_BYTES, config.bus_bytes)
+
+
 def balance_rows(config: Config) -> float:
     """Rows per token read from which on compute takes as long as memory."""
-    return token_bytes(config) * config.query_tile / (config.memory_bytes_per_cycle * config.fold)
+    token = token_bytes(config)
+    if config.read_ports == 2:
+        token = max(value_bytes(config), token - value_bytes(config))
+    return token * config.query_tile / (config.memory_bytes_per_cycle * config.fold)
 
 
 def bound(
@@ -70,6 +88,8 @@ def bound(
     rows_per_chunk: ArrayLike,
     rep_rows: int,
     write_selection: bool = False,
+    checksums: bool = False,
+    route_only: bool = False,
 ) -> Bound:
     """Return the fewest cycles that a job can take.
 
@@ -79,12 +99,14 @@ def bound(
         score   = F * (ceil(M / Mt) * Nc * r + sum over c of ceil(M_c / Mt) * C_c)
         value   = F * sum over c of ceil(M_c / Mt) * C_c
         compute = max(score, value)
-        memory  = ceil(bytes / memory_bytes_per_cycle)
+        memory  = ceil(bytes / memory_bytes_per_cycle), of the slowest port
         bound   = max(compute, memory)
 
     The bytes are those of the descriptor, the queries, the representatives, the chunks with
-    M_c > 0, the outputs, the log-sum-exps and, if asked for, the written selection (a line of 64
-    bytes per chunk). Reading an explicit selection is not counted.
+    M_c > 0, the outputs, the log-sum-exps, the completion record and, if asked for, the checksum
+    records of those chunks and the written selection (a line of 64 bytes per chunk). Reading an
+    explicit selection is not counted. With two read ports, the values without their scales cross
+    the second one, everything else the first one.
 
     Parameters
     ----------
@@ -102,6 +124,10 @@ def bound(
         r, representative rows of a chunk; 0 when the job is not routed.
     write_selection
         the job writes its selection to memory.
+    checksums
+        the job compares chunks with their checksums.
+    route_only
+        the job only selects, and writes its selection: no chunk is read, there are no outputs.
 
     Raises
     ------
@@ -123,6 +149,11 @@ def bound(
         )
     if rep_rows < 0:
         raise ValueError(f"rep_rows must be 0 or more, not {rep_rows}")
+    if route_only and (rep_rows == 0 or not write_selection):
+        raise ValueError(
+            "route_only must come with rep_rows and write_selection, "
+            f"not {rep_rows} and {write_selection}"
+        )
     rows = np.asarray(rows_per_chunk)
     if rows.dtype.kind not in "iu":
         raise TypeError(f"rows_per_chunk must be integers, not {rows.dtype}")
@@ -133,6 +164,8 @@ def bound(
             f"rows_per_chunk must be from 0 to n_rows ({n_rows}), "
             f"not [{rows.min()}, {rows.max()}]"
         )
+    if route_only:
+        rows = np.zeros(n_chunks, dtype=np.int64)
 
     tokens = np.full(n_chunks, chunk_tokens, dtype=np.int64)
     tokens[-1] = n_tokens - chunk_tokens * (n_chunks - 1)
@@ -140,16 +173,26 @@ def bound(
     value = config.fold * int((tiles * tokens).sum())
     rep_beats = -(-n_rows // config.query_tile) * n_chunks * rep_rows
     score = config.fold * rep_beats + value
+    compute = max(score, value)
 
+    tokens_read = int(tokens[rows > 0].sum())
     read_bytes = (
         DESCRIPTOR_BYTES
         + n_rows * query_bytes(config)
         + n_chunks * rep_rows * representative_bytes(config)
-        + int(tokens[rows > 0].sum()) * token_bytes(config)
+        + tokens_read * token_bytes(config)
     )
-    written_bytes = n_rows * result_bytes(config)
+    if checksums:
+        read_bytes += int((rows > 0).sum()) * checksum_bytes(config)
+    written_bytes = COMPLETION_BYTES
+    if not route_only:
+        written_bytes += n_rows * result_bytes(config)
     if write_selection:
         written_bytes += n_chunks * SELECTION_LINE
-    compute = max(score, value)
-    memory = -(-(read_bytes + written_bytes) // config.memory_bytes_per_cycle)
+
+    ports = [read_bytes + written_bytes]
+    if config.read_ports == 2:
+        values = tokens_read * value_bytes(config)
+        ports = [ports[0] - values, values]
+    memory = -(-max(ports) // config.memory_bytes_per_cycle)
     return Bound(score, value, compute, memory, max(compute, memory), read_bytes, written_bytes)

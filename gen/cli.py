@@ -170,3 +170,241 @@ def demo(config, output, seed):
         raise Refusal(f"output must be a writable folder: {output}: {error.strerror}") from error
     except (simulation.Mismatch, RuntimeError) as error:
         raise Failure(str(error)) from error
+
+
+def figures_options(command):
+    """Options that `simulate` and `bench` share."""
+    for option in (
+        click.option(
+            "--seed",
+            type=click.IntRange(min=0),
+            default=1,
+            show_default=True,
+            help="Seed of the data and of the memory's pauses.",
+        ),
+        click.option(
+            "--json",
+            "json_path",
+            type=click.Path(dir_okay=False, allow_dash=True),
+            metavar="FILE",
+            help="Write the figures as JSON; -: to standard output, tables to standard error.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def write_json(figures, path):
+    """Write figures to a file or, for "-", to standard output."""
+    text = json.dumps(figures, indent=2)
+    if path == "-":
+        click.echo(text)
+        return
+    try:
+        pathlib.Path(path).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise Refusal(f"json must be a writable file: {path}: {error.strerror}") from error
+
+
+def make_console(json_path):
+    """Console for tables, wide enough for them when the output is not a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=json_path == "-")
+    if not console.is_terminal:
+        console.width = max(console.width, 200)
+    return console
+
+
+@main.command(short_help="Run one job on the simulated unit and check every bit.")
+@click.argument("config", type=ConfigType())
+@click.option("--rows", type=click.IntRange(min=1), help="Query rows.  [default: 64, or fewer]")
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens of the store.")
+@click.option(
+    "--chunk",
+    type=click.IntRange(min=16),
+    default=32,
+    show_default=True,
+    help="Tokens of a chunk, a multiple of 16.",
+)
+@click.option(
+    "--keep",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    help="Share of the chunks that each row keeps; without it, all, and no routing.",
+)
+@click.option(
+    "--router",
+    default="minmax",
+    show_default=True,
+    help="mean, minmax or submean:N (means of N tokens).",
+)
+@click.option("--checksum", is_flag=True, help="Compare chunks with their checksums.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Equal jobs, announced at once.",
+)
+@click.option(
+    "--latency",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Cycles until memory answers.",
+)
+@click.option(
+    "--stall",
+    type=click.FloatRange(0, 0.95),
+    default=0.0,
+    show_default=True,
+    help="Chance of a pause in each cycle of each channel.",
+)
+@click.option(
+    "--store",
+    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    metavar="FILE.npz",
+    help="Arrays k, v (tokens, D) and, if there, q (rows, D); else a real model's.",
+)
+@click.option(
+    "--trace",
+    type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    metavar="FILE.fst",
+    help="Write waves; .vcd is known as well.",
+)
+@figures_options
+def simulate(config, json_path, trace, chunk, **options):
+    """Run a job on the unit that CONFIG describes, in simulation, and compare every bit.
+
+    Needs the extra `sim` of the package, a C++ compiler, make and Perl. Exit status 1 when a bit
+    differs.
+
+    \b
+    Examples:
+      moska simulate ulx3s
+      moska simulate sim64 --rows 128 --tokens 4096 --keep 0.25 --latency 100 --jobs 4
+      moska simulate my_unit.toml --store kv.npz --json -
+      moska simulate tiny --rows 4 --tokens 128 --trace tiny.fst
+    """
+    try:
+        from moska.sim import single
+        from moska.sim.device import Device
+    except ImportError as error:
+        raise Refusal(f"the extra sim must be installed: {error}") from error
+
+    request = single.Request(chunk_tokens=chunk, **options)
+    try:
+        job = single.prepare(config, request)
+        device = Device(
+            config, memory_bytes=single.MEMORY_BYTES, seed=request.seed, trace=trace
+        )
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    except OSError as error:
+        raise Refusal(f"{error.filename} must be writable: {error.strerror}") from error
+    except RuntimeError as error:
+        raise Failure(str(error)) from error
+    with device:
+        try:
+            figures = single.run(device, config, request, job)
+        except RuntimeError as error:
+            raise Failure(str(error)) from error
+    make_console(json_path).print(single.table(figures))
+    if json_path:
+        write_json(figures, json_path)
+    if figures["problems"]:
+        raise Failure("; ".join(figures["problems"][:5]))
+
+
+@main.command(short_help="Measure cycles against their bound over many shapes.")
+@click.argument("config", type=ConfigType(), default="ulx3s")
+@click.option("--quick", is_flag=True, help="Only a few shapes, less than a minute.")
+@click.option(
+    "--only", metavar="TEXT", help='Only shapes with TEXT in their name, as "m64 c32" or "crc".'
+)
+@click.option(
+    "--check/--no-check",
+    "checked",
+    default=True,
+    help="Compare results with the golden model (default), or only jobs with each other.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=pathlib.Path),
+    metavar="FILE",
+    help="Write a plot of ratios and causes, .png or .svg.",
+)
+@figures_options
+def bench(config, quick, only, checked, plot, seed, json_path):
+    """Measure the unit that CONFIG describes (ulx3s if not given) in simulation.
+
+    Each line is a shape: equal jobs are announced at once, and the cycles from one completion to
+    the next, in the middle of the queue, are compared with the bound. Results are those of a real
+    model's keys and queries, checked bit for bit. Exit status 1 when a target is missed.
+
+    Needs the extras `sim` and `demo` of the package, a C++ compiler, make and Perl.
+
+    \b
+    Examples:
+      moska bench --quick
+      moska bench sim64 --json bench.json --plot bench.svg
+    """
+    try:
+        from moska.sim import chart, measure
+        from moska.sim.device import Device
+        from moska.sim.shapes import LATENCIES, latencies, shapes
+    except ImportError as error:
+        raise Refusal(f"the extras sim and demo must be installed: {error}") from error
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    listed = [shape for shape in shapes(config, quick=quick) if not only or only in shape.name]
+    if not listed:
+        raise Refusal(f"only must be part of a shape's name, not {only!r}")
+    if plot and plot.suffix not in (".png", ".svg"):
+        raise Refusal(f"plot must be a .png or .svg file, not {plot}")
+    console = make_console(json_path)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("generate the Verilog and build its simulator", total=len(listed))
+
+        def step(shape):
+            progress.update(task, advance=bool(started), description=shape.name)
+            started.append(shape)
+
+        started = []
+        try:
+            with Device(config, memory_bytes=measure.MEMORY_BYTES, seed=seed) as device:
+                measured = measure.measure_all(
+                    device, config, listed, seed=seed, checked=checked, progress=step
+                )
+        except (measure.Mismatch, RuntimeError) as error:
+            raise Failure(str(error)) from error
+    console.print(chart.cycles_table(config, measured))
+    console.print(chart.causes_table(measured))
+    left_out = [latency for latency in LATENCIES if latency not in latencies(config)]
+    if left_out:
+        console.print(
+            f"Latencies left out, because max_in_flight ({config.max_in_flight} bytes) does not "
+            f"cover them: {', '.join(map(str, left_out))}."
+        )
+    console.print(chart.verdict(measured), highlight=False)
+    if plot:
+        try:
+            chart.plot(config, measured, plot)
+        except OSError as error:
+            raise Refusal(f"plot must be a writable file: {plot}: {error.strerror}") from error
+    counted = measure.summary(measured)
+    if json_path:
+        figures = {
+            "config": config.name,
+            "parameters": config.parameters(),
+            "version": metadata.version("moska"),
+            "seed": seed,
+            "checked": checked,
+            "summary": counted,
+            "shapes": [one.as_dict() for one in measured],
+        }
+        write_json(figures, json_path)
+    if counted["met"] < counted["judged"]:
+        missed = counted["judged"] - counted["met"]
+        raise Failure(f"{missed} of {counted['judged']} targets are missed")

@@ -34,6 +34,8 @@ PRESET_DIR = pathlib.Path(__file__).parent / "presets"
 HEAD_DIMS = (16, 32, 64, 128, 256)
 BUS_WIDTHS = (64, 128, 256, 512)
 KV_FORMATS = ("int8",)
+CONTEXTS = (2, 4)
+READ_PORTS = (1, 2)
 MAX_CHUNKS = 4096
 SCORE_BLOCKS = 4  # blocks of scores that a softmax lane holds
 
@@ -67,11 +69,15 @@ class Config:
     max_chunks: int = _parameter("chunks of the largest job")
     buffer_tokens: int = _parameter("tokens of a slot of the chunk buffer")
     buffer_slots: int = _parameter("slots of the chunk buffer")
+    contexts: int = _parameter("jobs that may be under way at once")
     select_width: int = _parameter("chunks that the selector reads per cycle")
     q_bits: int = _parameter("bits of a query element")
     kv_format: str = _parameter("format of stored keys and values")
-    max_in_flight: int = _parameter("bytes of reads in flight")
-    memory_bytes_per_cycle: int = _parameter("bytes per cycle the board's memory gives, for bounds")
+    read_ports: int = _parameter("read ports of the memory side; with 2, values have their own")
+    max_in_flight: int = _parameter("bytes of reads in flight, for each read port")
+    memory_bytes_per_cycle: int = _parameter(
+        "bytes per cycle and port that the board's memory gives, for bounds"
+    )
     clock_mhz: int = _parameter("clock in MHz, for reports")
 
     def __post_init__(self):
@@ -99,8 +105,14 @@ class Config:
             )
         self._check_power_of_two("max_rows", self.query_tile, MAX_ROWS, low_name="query_tile")
         self._check_power_of_two("buffer_tokens", BLOCK_TOKENS, 256)
-        self._check_power_of_two("buffer_slots", 2, 16)
+        self._check_power_of_two("buffer_slots", 2, 32)
+        self._check_choice("contexts", CONTEXTS)
         self._check_power_of_two("select_width", 8, 64)
+        if self.n_lanes > 1 and self.select_width < self.query_tile:
+            raise ValueError(
+                f"select_width must be at least query_tile ({self.query_tile}) when fold is less "
+                f"than query_tile, not {self.select_width}"
+            )
         self._check_power_of_two(
             "max_chunks", self.select_width, MAX_CHUNKS, low_name="select_width"
         )
@@ -115,6 +127,7 @@ class Config:
                 f"max_in_flight must be a multiple of 64 from 512 to 65536, "
                 f"not {self.max_in_flight}"
             )
+        self._check_choice("read_ports", READ_PORTS)
         self._check_range("memory_bytes_per_cycle", 1, self.bus_bytes, "bus bytes")
         self._check_range("clock_mhz", 1, 1000)
 
@@ -278,14 +291,14 @@ class Config:
 
     @property
     def q_store_bits(self) -> int:
-        """Query rows of a job with their scales."""
-        return self.max_rows * (self.head_dim * self.q_bits + SCALE_BITS)
+        """Query rows with their scales, of all contexts."""
+        return self.contexts * self.max_rows * (self.head_dim * self.q_bits + SCALE_BITS)
 
     @property
     def state_bits(self) -> int:
-        """Running state of all rows: outputs, sums and references."""
+        """Running state of all rows of all contexts: outputs, sums and references."""
         row_bits = self.head_dim * O_STATE_WIDTH + L_STATE_WIDTH + M_WIDTH + O_EXP_WIDTH
-        return self.max_rows * row_bits
+        return self.contexts * self.max_rows * row_bits
 
     @property
     def accumulator_bits(self) -> int:
@@ -309,8 +322,8 @@ class Config:
 
     @property
     def selection_bits(self) -> int:
-        """Selected rows of every chunk, one bit each."""
-        return self.max_rows * self.max_chunks
+        """Selected rows of every chunk, one bit each, of all contexts."""
+        return self.contexts * self.max_rows * self.max_chunks
 
     @property
     def memory_bits(self) -> int:

@@ -20,7 +20,9 @@ UNIT_PARAMETERS = (
     "max_chunks",
     "buffer_tokens",
     "buffer_slots",
+    "contexts",
     "select_width",
+    "read_ports",
     "max_in_flight",
 )
 
@@ -47,6 +49,7 @@ class Top(Elaboratable):
             **export("s_axil", core.control),
             **export("m_axi", core.read),
             **export("m_axi", core.write),
+            **(export("m_axi_v", core.read_v) if core.read_ports == 2 else {}),
             "interrupt": (core.interrupt, None),
         }
 

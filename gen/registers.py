@@ -63,6 +63,11 @@ def python(register_map):
     return "\n".join([*lines, ""])
 
 
+def _access(field):
+    """Return what software may do with a field."""
+    return f"{field.kind.value} while `{field.lock}` is 0" if field.lock else field.kind.value
+
+
 def markdown(register_map):
     """Return the page for ``docs/``: a table for the ungrouped registers and one per group."""
     lines = ["# Register map", "", f"<!-- {NOTE} -->", "", register_map.desc]
@@ -96,7 +101,7 @@ def markdown(register_map):
                 else:
                     offset, name, desc = "", f"`{field_path(register, field)}`", field.desc
                 lines.append(
-                    f"| {offset} | {name} | {bits} | {field.kind.value} | {reset} | {desc} |"
+                    f"| {offset} | {name} | {bits} | {_access(field)} | {reset} | {desc} |"
                 )
     return "\n".join([*lines, ""])
 

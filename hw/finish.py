@@ -211,9 +211,16 @@ class LseEncoder(wiring.Component):
 class RowScaler(wiring.Component):
     """Row metadata to the common factor of its elements, and to its LSE.
 
-    Golden model: :func:`moska.golden.finish.finish`. l is normalised while the row before is in the
-    divider, which takes a row every ``interval`` cycles. ``scale.valid`` rises ``latency`` cycles
-    after the transfer on ``row``; a row leaves the divider to both outputs in the same cycle.
+    Golden model: :func:`moska.golden.finish.finish`. Rows go to ``n_dividers`` dividers in turn and
+    leave in the same order, ``n_dividers`` rows in ``ReciprocalLog2.latency`` cycles. l is
+    normalised while the rows before are in the dividers. ``scale.valid`` rises ``latency`` cycles
+    after the transfer on ``row`` when a divider is free; a row leaves its divider to both outputs
+    in the same cycle.
+
+    Parameters
+    ----------
+    n_dividers : int
+        at least 1
 
     Members
     -------
@@ -224,31 +231,36 @@ class RowScaler(wiring.Component):
 
     """
 
-    row: In(stream.Signature(RowMeta))
-    scale: Out(stream.Signature(RowScale))
-    lse: Out(stream.Signature(32))
-
-    interval = ReciprocalLog2.latency
     latency = normaliser_latency(L_STATE_WIDTH) + ReciprocalLog2.latency
+
+    def __init__(self, *, n_dividers=1):
+        if n_dividers < 1:
+            raise ValueError(f"n_dividers must be at least 1, not {n_dividers!r}")
+        self.n_dividers = n_dividers
+        super().__init__(
+            {
+                "row": In(stream.Signature(RowMeta)),
+                "scale": Out(stream.Signature(RowScale)),
+                "lse": Out(stream.Signature(32)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
 
         m.submodules.normaliser = normaliser = Normaliser(width=L_STATE_WIDTH)
-        m.submodules.divider = divider = ReciprocalLog2()
         m.submodules.encoder = encoder = LseEncoder()
         connect(m, encoder=encoder.o, lse=flipped(self.lse))
 
-        # Normalised rows wait for the divider; m and e travel with them.
+        # Normalised rows wait for their divider; m and e travel with them.
         advance = Signal()
         valid = Signal(normaliser.latency)
+        accepted = Signal()  # the divider whose turn it is takes the row
         m.d.comb += [
-            advance.eq(~divider.i.valid | divider.i.ready),
+            advance.eq(~valid[-1] | accepted),
             self.row.ready.eq(advance),
             normaliser.advance.eq(advance),
             normaliser.magnitude.eq(self.row.payload.l),
-            divider.i.valid.eq(valid[-1]),
-            divider.i.payload.eq(normaliser.normal),
         ]
         row_m, row_e = self.row.payload.m, self.row.payload.e
         with m.If(advance):
@@ -260,29 +272,47 @@ class RowScaler(wiring.Component):
                 m.d.sync += [m_s.eq(row_m), e_s.eq(row_e)]
             row_m, row_e = m_s, e_s
 
-        # Of the row in the divider.
-        empty = Signal(reset_less=True)
-        field = Signal(signed(FIELD_WIDTH), reset_less=True)
-        whole = Signal(signed(WHOLE_WIDTH), reset_less=True)
-        with m.If(divider.i.valid & divider.i.ready):
-            m.d.sync += [
-                empty.eq(~normaliser.normal[-1]),
-                field.eq(row_e - row_m - (normaliser.top + 1)),
-                whole.eq(row_m + normaliser.top - (P_WIDTH + STATE_GUARD)),
-            ]
+        turn = range(max(self.n_dividers, 2))
+        turn_in, turn_out = Signal(turn), Signal(turn)
+        delivered = Signal()
+        for index in range(self.n_dividers):
+            m.submodules[f"divider_{index}"] = divider = ReciprocalLog2()
+            # Of the row in the divider.
+            empty = Signal(name=f"empty_{index}", reset_less=True)
+            field = Signal(signed(FIELD_WIDTH), name=f"field_{index}", reset_less=True)
+            whole = Signal(signed(WHOLE_WIDTH), name=f"whole_{index}", reset_less=True)
+            m.d.comb += divider.i.payload.eq(normaliser.normal)
+            with m.If(turn_in == index):
+                m.d.comb += [
+                    divider.i.valid.eq(valid[-1]),
+                    accepted.eq(valid[-1] & divider.i.ready),
+                ]
+            with m.If(divider.i.valid & divider.i.ready):
+                m.d.sync += [
+                    empty.eq(~normaliser.normal[-1]),
+                    field.eq(row_e - row_m - (normaliser.top + 1)),
+                    whole.eq(row_m + normaliser.top - (P_WIDTH + STATE_GUARD)),
+                ]
+            result = divider.o.payload
+            with m.If(turn_out == index):
+                m.d.comb += [
+                    # A factor of 0 makes the elements +0.
+                    self.scale.payload.reciprocal.eq(Mux(empty, 0, result.reciprocal)),
+                    self.scale.payload.field.eq(field),
+                    encoder.i.payload.empty.eq(empty),
+                    encoder.i.payload.whole.eq(whole),
+                    encoder.i.payload.log2.eq(result.log2),
+                    self.scale.valid.eq(divider.o.valid & encoder.i.ready),
+                    encoder.i.valid.eq(divider.o.valid & self.scale.ready),
+                    divider.o.ready.eq(self.scale.ready & encoder.i.ready),
+                    delivered.eq(divider.o.valid & divider.o.ready),
+                ]
 
-        result = divider.o.payload
-        m.d.comb += [
-            # A factor of 0 makes the elements +0.
-            self.scale.payload.reciprocal.eq(Mux(empty, 0, result.reciprocal)),
-            self.scale.payload.field.eq(field),
-            encoder.i.payload.empty.eq(empty),
-            encoder.i.payload.whole.eq(whole),
-            encoder.i.payload.log2.eq(result.log2),
-            self.scale.valid.eq(divider.o.valid & encoder.i.ready),
-            encoder.i.valid.eq(divider.o.valid & self.scale.ready),
-            divider.o.ready.eq(self.scale.ready & encoder.i.ready),
-        ]
+        last = self.n_dividers - 1
+        with m.If(accepted):
+            m.d.sync += turn_in.eq(Mux(turn_in == last, 0, turn_in + 1))
+        with m.If(delivered):
+            m.d.sync += turn_out.eq(Mux(turn_out == last, 0, turn_out + 1))
         return m
 
 
@@ -466,11 +496,12 @@ class Finisher(wiring.Component):
     Golden model: :func:`moska.golden.finish.finish`, bit for bit. A row with l = 0 gives words of
     +0 and an LSE of minus infinity.
 
-    A row takes ``max(interval, head_dim / lanes)`` cycles while nothing stalls: its division runs
-    during the words of the row before. Words of o may come before, with or after their row. Their
-    results leave ``latency`` cycles after them; the first word of a row is taken
-    ``first_word`` cycles after the row at the earliest. LSE is valid ``lse_latency`` cycles after
-    the row when the divider is free. An LSE not taken delays the words of the following rows.
+    One word a cycle while nothing stalls and rows come ``first_word`` cycles before their first
+    word: there are as many dividers as rows pass during one division, and divisions run during the
+    words of the rows before. Words of o may come before, with or after their row. Their results
+    leave ``latency`` cycles after them; the first word of a row is taken ``first_word`` cycles
+    after the row at the earliest. LSE is valid ``lse_latency`` cycles after the row when a divider
+    is free. An LSE not taken delays the words of the following rows.
 
     Parameters
     ----------
@@ -490,7 +521,6 @@ class Finisher(wiring.Component):
     """
 
     latency = ElementScaler.latency
-    interval = RowScaler.interval
     first_word = RowScaler.latency + 1
     lse_latency = RowScaler.latency + LseEncoder.latency
 
@@ -503,6 +533,7 @@ class Finisher(wiring.Component):
             )
         self.head_dim = head_dim
         self.lanes = lanes
+        self.n_dividers = -(-ReciprocalLog2.latency // (head_dim // lanes))
         super().__init__(
             {
                 "row": In(stream.Signature(RowMeta)),
@@ -515,7 +546,7 @@ class Finisher(wiring.Component):
     def elaborate(self, platform):
         m = Module()
 
-        m.submodules.rows = rows = RowScaler()
+        m.submodules.rows = rows = RowScaler(n_dividers=self.n_dividers)
         m.submodules.elements = elements = ElementScaler(
             lanes=self.lanes, n_words=self.head_dim // self.lanes
         )

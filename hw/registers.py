@@ -8,7 +8,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import In, Out
 from systemrdl import RDLCompiler, RDLListener, RDLWalker
-from systemrdl.node import RegfileNode
+from systemrdl.node import FieldNode, RegfileNode
 from systemrdl.rdltypes import AccessType, OnWriteType, PrecedenceType
 
 from moska.hw.memory.axi import AXI4Lite, Response
@@ -25,11 +25,19 @@ class Kind(enum.Enum):
     STORAGE = "read, write"
     PULSE = "write 1 to trigger"
     STICKY = "read, write 1 to clear"
+    SET_ONCE = "read, write 1 to set"
+
+
+LOCKS = (Kind.STORAGE, Kind.STICKY, Kind.SET_ONCE)  # kinds that a lock may be of
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field: bits ``lsb`` to ``lsb + width - 1``. ``reset`` is 0 for an input."""
+    """One field: bits ``lsb`` to ``lsb + width - 1``. ``reset`` is 0 for an input.
+
+    ``notifies``: a write is told to the hardware. ``lock``: path of the field that keeps writes
+    out while it is 1, or empty. Both are of STORAGE only.
+    """
 
     name: str
     desc: str
@@ -37,6 +45,8 @@ class Field:
     width: int
     reset: int
     kind: Kind
+    notifies: bool = False
+    lock: str = ""
 
     @property
     def mask(self):
@@ -74,35 +84,57 @@ class RegisterMap:
 
 def field_path(register, field):
     """Return ``register.field``, or ``register`` alone for the field named ``value``."""
-    return register.name if field.name == "value" else f"{register.name}.{field.name}"
+    return _path(register.name, field.name)
+
+
+def _path(register_name, field_name):
+    return register_name if field_name == "value" else f"{register_name}.{field_name}"
 
 
 def _kind(node):
     """Return the Kind of a field; refuse combinations that the register file does not build."""
     sw, hw = node.get_property("sw"), node.get_property("hw")
     pulse = node.get_property("singlepulse")
-    clears = node.get_property("onwrite") is OnWriteType.woclr
+    onwrite = node.get_property("onwrite")
     sets = node.get_property("hwset") is True
-    other_onwrite = node.get_property("onwrite") is not None and not clears
     others = [
         name
-        for name in ("onread", "hwclr", "counter", "we", "wel", "swmod", "swacc", "rclr", "rset")
+        for name in ("onread", "hwclr", "counter", "we", "wel", "swacc", "swwe", "rclr", "rset")
         if node.get_property(name)
     ]
-    if not others and not other_onwrite:
-        match sw, hw, pulse, clears, sets:
-            case AccessType.r, AccessType.na, False, False, False:
-                return Kind.CONSTANT
-            case AccessType.r, AccessType.w, False, False, False:
-                return Kind.INPUT
-            case AccessType.rw, AccessType.r, False, False, False:
-                return Kind.STORAGE
-            case AccessType.w, AccessType.r, True, False, False:
-                return Kind.PULSE
-            case AccessType.rw, AccessType.r, False, True, True:
+    kind = None
+    if not others:
+        match sw, hw, pulse, onwrite, sets:
+            case AccessType.r, AccessType.na, False, None, False:
+                kind = Kind.CONSTANT
+            case AccessType.r, AccessType.w, False, None, False:
+                kind = Kind.INPUT
+            case AccessType.rw, AccessType.r, False, None, False:
+                kind = Kind.STORAGE
+            case AccessType.w, AccessType.r, True, None, False:
+                kind = Kind.PULSE
+            case AccessType.rw, AccessType.r, False, OnWriteType.woclr, True:
                 if node.get_property("precedence") is PrecedenceType.hw:
-                    return Kind.STICKY
-    raise ValueError(f"field {node.get_path()} must be of a kind listed in regs.rdl")
+                    kind = Kind.STICKY
+            case AccessType.rw, AccessType.r, False, OnWriteType.woset, False:
+                kind = Kind.SET_ONCE
+    # Told writes and locks are built for plain storage.
+    if kind is not Kind.STORAGE and (node.get_property("swmod") or node.get_property("swwel")):
+        kind = None
+    if kind is None:
+        raise ValueError(f"field {node.get_path()} must be of a kind listed in regs.rdl")
+    return kind
+
+
+def _lock(node):
+    """Return the path of the field that ``swwel`` refers to, or an empty string."""
+    lock = node.get_property("swwel")
+    if lock is False:
+        return ""
+    # The compiler has made sure that a field referred to has one bit.
+    if not isinstance(lock, FieldNode) or _kind(lock) not in LOCKS:
+        raise ValueError(f"swwel of field {node.get_path()} must refer to a field that is stored")
+    return _path(lock.parent.inst_name, lock.inst_name)
 
 
 class _Reader(RDLListener):
@@ -141,6 +173,8 @@ class _Reader(RDLListener):
                     width=field.width,
                     reset=reset or 0,
                     kind=kind,
+                    notifies=bool(field.get_property("swmod")),
+                    lock=_lock(field),
                 )
             )
         self.registers.append(
@@ -162,7 +196,8 @@ def load_map(path=RDL):
     ------
     ValueError
         when a register does not have 32 bits, a name occurs twice, an item has no ``desc``, an
-        offset needs more than 12 bits, or a field is of a kind that RegisterFile does not build.
+        offset needs more than 12 bits, a field is of a kind that RegisterFile does not build, or
+        a lock is not a stored field.
     systemrdl.RDLCompileError
         when the file is not correct SystemRDL.
 
@@ -195,7 +230,8 @@ class RegisterFile(wiring.Component):
 
     Each field that is not constant has a port called ``<register>_<field>``, or ``<register>``
     for a field named ``value``: an input for a read-only field, else an output. A sticky field
-    also has the input ``<register>_<field>_set``.
+    also has the input ``<register>_<field>_set``, a field that tells of writes (``swmod``) the
+    output ``<register>_<field>_swmod``.
 
     - AW and W are taken in any order, one of each; the write happens in the cycle after the later
       one, and B answers in the cycle after that. A read answers in the cycle after AR.
@@ -203,6 +239,11 @@ class RegisterFile(wiring.Component):
     - A written pulse field is 1 for the cycle in which B becomes valid, and reads as 0.
     - A sticky field is set by its ``_set`` input and cleared by writing 1; when both happen in one
       cycle, it is set.
+    - A field that is set by writing 1 and not sticky is cleared by a reset only.
+    - ``_swmod`` is 1 for the cycle in which B becomes valid, when the write named a byte of the
+      field; the field has its new value then.
+    - A locked field keeps its value while its lock is 1; a write answers OKAY and has no effect,
+      and ``_swmod`` stays 0.
     - A write to a read-only register answers OKAY and has no effect. An address without a register
       answers DECERR, reads 0, and has no effect.
 
@@ -215,7 +256,8 @@ class RegisterFile(wiring.Component):
     ----------
     f : dict of str to Signal
         port of every field that is not constant, by ``register.field`` (``register`` alone for a
-        field named ``value``); the ``_set`` input of a sticky field by ``register.field.set``
+        field named ``value``); the ``_set`` input of a sticky field by ``register.field.set``, the
+        ``_swmod`` output of a field that tells of writes by ``register.field.swmod``
 
     Members
     -------
@@ -232,11 +274,13 @@ class RegisterFile(wiring.Component):
                 match field.kind:
                     case Kind.INPUT:
                         ports[path] = In(field.width)
-                    case Kind.STORAGE | Kind.PULSE:
+                    case Kind.STORAGE | Kind.PULSE | Kind.SET_ONCE:
                         ports[path] = Out(field.width, init=field.reset)
                     case Kind.STICKY:
                         ports[path] = Out(field.width, init=field.reset)
                         ports[f"{path}.set"] = In(field.width)
+                if field.notifies:
+                    ports[f"{path}.swmod"] = Out(1)
         members = {path.replace(".", "_"): member for path, member in ports.items()}
         super().__init__({"axil": In(AXI4Lite(ADDR_WIDTH)), **members})
         self.f = {path: getattr(self, path.replace(".", "_")) for path in ports}
@@ -297,7 +341,8 @@ class RegisterFile(wiring.Component):
                 port = self.f.get(path)
                 part = slice(field.lsb, field.lsb + field.width)
                 # Bits that a write names, and the ones it writes as 1.
-                named = Mux(selected, bits[part], 0)
+                open_ = selected & ~self.f[field.lock] if field.lock else selected
+                named = Mux(open_, bits[part], 0)
                 ones = named & value[part]
                 match field.kind:
                     case Kind.CONSTANT:
@@ -307,11 +352,16 @@ class RegisterFile(wiring.Component):
                     case Kind.STORAGE:
                         m.d.comb += current[part].eq(port)
                         m.d.sync += port.eq((port & ~named) | ones)
+                        if field.notifies:
+                            m.d.sync += self.f[f"{path}.swmod"].eq(named.any())
                     case Kind.PULSE:
                         m.d.sync += port.eq(ones)
                     case Kind.STICKY:
                         m.d.comb += current[part].eq(port)
                         m.d.sync += port.eq((port & ~ones) | self.f[f"{path}.set"])
+                    case Kind.SET_ONCE:
+                        m.d.comb += current[part].eq(port)
+                        m.d.sync += port.eq(port | ones)
             with m.If(read & (axil.araddr[2:] == register.offset >> 2)):
                 m.d.sync += [axil.rdata.eq(current), axil.rresp.eq(Response.OKAY)]
 

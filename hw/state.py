@@ -4,7 +4,7 @@ from amaranth.hdl import Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2
+from amaranth.utils import ceil_log2, exact_log2
 
 from moska.golden.formats import (
     ALIGN_SHIFT_MAX,
@@ -27,13 +27,34 @@ class RowMeta(data.Struct):
 
 
 def merge_step_layout(max_rows, n_words):
-    """Struct of one step: merge one word of one row; ``last`` marks the row's last word."""
+    """Struct of one step: merge one word of one row; ``last`` marks the row's last word.
+
+    ``max_rows`` counts the rows of all contexts.
+    """
     return data.StructLayout(
         {
             "valid": 1,
             "row": range(max(max_rows, 2)),
             "word": range(max(n_words, 2)),
             "last": 1,
+        }
+    )
+
+
+def state_read_layout(max_rows, n_words):
+    """Struct of one read: a word of ``row``, and what ``meta_row`` keeps once.
+
+    ``valid`` and ``meta_valid`` say which answer is used. ``max_rows`` counts the rows of all
+    contexts.
+    """
+    row = range(max(max_rows, 2))
+    return data.StructLayout(
+        {
+            "valid": 1,
+            "row": row,
+            "word": range(max(n_words, 2)),
+            "meta_valid": 1,
+            "meta_row": row,
         }
     )
 
@@ -148,13 +169,22 @@ class RowState(wiring.Component):
 
     A step names a row and word; its block result arrives ``block_latency`` cycles later. A row may
     be stepped again only when ``hazard`` is low for it (its last merge is written). All words of a
-    row see the references from before its block. One step a cycle.
+    row see the references from before its block. One step a cycle. A read ``latency`` cycles after
+    a row's last step, or later, sees the merge.
 
-    Storage: ``max_rows * (head_dim * 48 + 66)`` bits.
+    Each context has memories of its own: in one cycle a row of one context is merged, one of
+    another is cleared and one of a third is read. A row number is context and row, the row in the
+    low bits.
+
+    Storage: ``n_contexts * max_rows * (head_dim * 48 + 66)`` bits.
 
     Parameters
     ----------
-    max_rows, head_dim : int
+    max_rows : int
+        rows of a context, a power of two, at least 2
+    n_contexts : int
+        a power of two
+    head_dim : int
     lanes : int
         elements of a word
     block_latency : int
@@ -162,62 +192,61 @@ class RowState(wiring.Component):
 
     Members
     -------
-    step : :py:`In(merge_step_layout(max_rows, head_dim // lanes))`
-    query_row : :py:`In(range(max_rows))`
+    step : :py:`In(merge_step_layout(n_contexts * max_rows, head_dim // lanes))`
+    query_row : :py:`In(range(n_contexts * max_rows))`
         row that ``hazard`` speaks of
     hazard : :py:`Out(1)`
     l, ref, pv_ref, o : In
         the block result
-    clear : :py:`In(StructLayout({"valid": 1, "row": range(max_rows)}))`
-        marks a row as having merged nothing; not during merges
-    read : :py:`In(merge_step_layout(...))`
-        reads the state of a row one cycle later; not during merges
+    clear : :py:`In(StructLayout({"valid": 1, "row": range(n_contexts * max_rows)}))`
+        marks a row as having merged nothing; not during merges of its context
+    read : :py:`In(state_read_layout(n_contexts * max_rows, head_dim // lanes))`
+        answered one cycle later; unspecified during merges of its context
     read_o, read_meta : Out
     busy : :py:`Out(1)`
         a step is not yet written
 
     """
 
-    def __init__(self, *, max_rows, head_dim, lanes, block_latency):
+    def __init__(self, *, max_rows, n_contexts, head_dim, lanes, block_latency):
+        for name, value, least in (("max_rows", max_rows, 2), ("n_contexts", n_contexts, 1)):
+            if value < least or value & (value - 1):
+                raise ValueError(f"{name} must be a power of two, at least {least}, not {value}")
         if head_dim % lanes:
             raise ValueError(f"head_dim must be a multiple of lanes ({lanes}), not {head_dim}")
         if block_latency < 1:
             raise ValueError(f"block_latency must be at least 1, not {block_latency}")
         self.max_rows = max_rows
+        self.n_contexts = n_contexts
         self.head_dim = head_dim
         self.lanes = lanes
         self.n_words = head_dim // lanes
         self.block_latency = block_latency
-        step = merge_step_layout(max_rows, self.n_words)
+        n_rows = n_contexts * max_rows
         super().__init__(
             {
-                "step": In(step),
-                "query_row": In(range(max(max_rows, 2))),
+                "step": In(merge_step_layout(n_rows, self.n_words)),
+                "query_row": In(range(n_rows)),
                 "hazard": Out(1),
                 "l": In(block_l_width()),
                 "ref": In(signed(M_WIDTH)),
                 "pv_ref": In(signed(O_EXP_WIDTH)),
                 "o": In(data.ArrayLayout(signed(block_o_width()), lanes)),
-                "clear": In(data.StructLayout({"valid": 1, "row": range(max(max_rows, 2))})),
-                "read": In(step),
+                "clear": In(data.StructLayout({"valid": 1, "row": range(n_rows)})),
+                "read": In(state_read_layout(n_rows, self.n_words)),
                 "read_o": Out(data.ArrayLayout(signed(O_STATE_WIDTH), lanes)),
                 "read_meta": Out(RowMeta),
                 "busy": Out(1),
             }
         )
 
+    @property
+    def latency(self):
+        """Cycles from a row's last step to the first read that sees the merge."""
+        return self.block_latency + AlignedAdd.latency + 1
+
     def elaborate(self, platform):
         m = Module()
-
-        words = data.ArrayLayout(signed(O_STATE_WIDTH), self.lanes)
-        m.submodules.o_memory = o_memory = Memory(
-            shape=words, depth=self.max_rows * self.n_words, init=[]
-        )
-        m.submodules.meta_memory = meta_memory = Memory(
-            shape=RowMeta, depth=self.max_rows, init=[]
-        )
-        o_read, o_write = o_memory.read_port(), o_memory.write_port()
-        meta_read, meta_write = meta_memory.read_port(), meta_memory.write_port()
 
         m.submodules.add_o = add_o = AlignedAdd(
             width=O_STATE_WIDTH, ref_width=O_EXP_WIDTH, n_words=self.lanes
@@ -242,25 +271,20 @@ class RowState(wiring.Component):
         ]
 
         # Memories are read in the cycle before the block result arrives.
-        fetch = stages[self.block_latency - 1]
-        address = Signal(merge_step_layout(self.max_rows, self.n_words))
-        word_bits = ceil_log2(self.n_words)
-        m.d.comb += [
-            address.eq(Mux(fetch.valid, fetch.as_value(), self.read.as_value())),
-            o_read.addr.eq(address.word[:word_bits] | (address.row << word_bits)),
-            meta_read.addr.eq(address.row),
-            self.read_o.eq(o_read.data),
-            self.read_meta.eq(meta_read.data),
-        ]
+        fetch, fetch_s1 = stages[self.block_latency - 1], stages[self.block_latency]
+        done = stages[n_stages]
+        o_words, metas = self.memories(m, fetch, done, add_o, add_l)
 
-        meta = meta_read.data
+        o = Signal(data.ArrayLayout(signed(O_STATE_WIDTH), self.lanes))
+        meta = Signal(RowMeta)
+        self.choose(m, fetch_s1.row, (o, o_words), (meta, metas))
         fresh = Signal()
         m.d.comb += [
             fresh.eq(meta.l == 0),
             add_o.fresh.eq(fresh),
             add_o.state_ref.eq(meta.e),
             add_o.block_ref.eq(self.pv_ref),
-            add_o.state.eq(o_read.data),
+            add_o.state.eq(o),
             add_l.fresh.eq(fresh),
             add_l.state_ref.eq(meta.m),
             add_l.block_ref.eq(self.ref),
@@ -270,18 +294,71 @@ class RowState(wiring.Component):
         for index in range(self.lanes):
             m.d.comb += add_o.block[index].eq(self.o[index] << STATE_GUARD)
 
-        done = stages[n_stages]
-        m.d.comb += [
-            o_write.en.eq(done.valid),
-            o_write.addr.eq(done.word[:word_bits] | (done.row << word_bits)),
-            o_write.data.eq(add_o.sum),
-            meta_write.en.eq((done.valid & done.last) | self.clear.valid),
-            meta_write.addr.eq(Mux(self.clear.valid, self.clear.row, done.row)),
-            meta_write.data.m.eq(add_l.ref),
-            meta_write.data.e.eq(add_o.ref),
-            meta_write.data.l.eq(
-                Mux(self.clear.valid, Const(0, L_STATE_WIDTH), add_l.sum[0][:L_STATE_WIDTH])
-            ),
-        ]
-
+        read_s1 = Signal(self.read.shape(), reset_less=True)
+        m.d.sync += read_s1.eq(self.read)
+        self.choose(m, read_s1.row, (self.read_o, o_words))
+        self.choose(m, read_s1.meta_row, (self.read_meta, metas))
         return m
+
+    def choose(self, m, row, *choices):
+        """Drive each target from its source of the row's context.
+
+        A switch: an index into an array of this width would become a shift by any distance.
+        """
+        with m.Switch(row >> exact_log2(self.max_rows)):
+            for context in range(self.n_contexts):
+                with m.Case(context):
+                    m.d.comb += [target.eq(sources[context]) for target, sources in choices]
+
+    def memories(self, m, fetch, done, add_o, add_l):
+        """Memories of each context; returns their outputs, one cycle after ``fetch``.
+
+        ``done`` is the step whose sums are written. ``fetch`` goes before ``read``.
+        """
+        words = data.ArrayLayout(signed(O_STATE_WIDTH), self.lanes)
+        o_words, metas = [], []
+        row_bits = exact_log2(self.max_rows)
+        word_bits = ceil_log2(self.n_words)
+
+        def address(word, row):
+            return word[:word_bits] | (row[:row_bits] << word_bits)
+
+        for context in range(self.n_contexts):
+            m.submodules[f"o_memory_{context}"] = o_memory = Memory(
+                shape=words, depth=self.max_rows * self.n_words, init=[]
+            )
+            m.submodules[f"meta_memory_{context}"] = meta_memory = Memory(
+                shape=RowMeta, depth=self.max_rows, init=[]
+            )
+            o_read, o_write = o_memory.read_port(), o_memory.write_port()
+            meta_read, meta_write = meta_memory.read_port(), meta_memory.write_port()
+
+            fetches = Signal(name=f"fetches_{context}")
+            writes = Signal(name=f"writes_{context}")
+            clears = Signal(name=f"clears_{context}")
+            m.d.comb += [
+                fetches.eq(fetch.valid & (fetch.row[row_bits:] == context)),
+                writes.eq(done.valid & (done.row[row_bits:] == context)),
+                clears.eq(self.clear.valid & (self.clear.row[row_bits:] == context)),
+                o_read.addr.eq(
+                    Mux(
+                        fetches,
+                        address(fetch.word, fetch.row),
+                        address(self.read.word, self.read.row),
+                    )
+                ),
+                meta_read.addr.eq(Mux(fetches, fetch.row, self.read.meta_row)[:row_bits]),
+                o_write.en.eq(writes),
+                o_write.addr.eq(address(done.word, done.row)),
+                o_write.data.eq(add_o.sum),
+                meta_write.en.eq((writes & done.last) | clears),
+                meta_write.addr.eq(Mux(clears, self.clear.row, done.row)[:row_bits]),
+                meta_write.data.m.eq(add_l.ref),
+                meta_write.data.e.eq(add_o.ref),
+                meta_write.data.l.eq(
+                    Mux(clears, Const(0, L_STATE_WIDTH), add_l.sum[0][:L_STATE_WIDTH])
+                ),
+            ]
+            o_words.append(o_read.data)
+            metas.append(meta_read.data)
+        return o_words, metas

@@ -1,20 +1,25 @@
 """The unit: shared-KV attention behind AXI4 memory and AXI4-Lite registers."""
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from moska.golden.formats import BLOCK_TOKENS, KV_BITS, Q_BITS, SCALE_BITS
+from moska.golden.formats import ALIGN, BLOCK_TOKENS, KV_BITS, Q_BITS, SCALE_BITS
+from moska.golden.layout import COUNTERS
 from moska.hw.arrays.score import ScoreArray, lane_rows, score_beat_layout
 from moska.hw.arrays.value import ValueArray, value_beat_layout
+from moska.hw.control.checksum import ChecksumCheck
+from moska.hw.control.descriptor import ErrorCode
 from moska.hw.control.drain import Drain
-from moska.hw.control.fetch import Fetch, Load, Target
+from moska.hw.control.fetch import Fetch
+from moska.hw.control.frontend import Frontend
 from moska.hw.control.gather import QueryGather
+from moska.hw.control.load import Channel, Load, Target, tag_layout
 from moska.hw.control.results import Results
 from moska.hw.control.score_issue import SCORE_BANKS, ScoreIssue, key_tag_layout
-from moska.hw.control.sequencer import Cause, ErrorCode, Sequencer
+from moska.hw.control.sequencer import Cause, Sequencer
 from moska.hw.control.value_issue import ValueIssue
 from moska.hw.delay import delayed
 from moska.hw.memory.axi import AXI4Lite, AXI4Read, AXI4Write
@@ -28,7 +33,7 @@ from moska.hw.router.select import Selector
 from moska.hw.softmax.lane import SoftmaxLane, score_slot_layout, value_slot_layout
 from moska.hw.state import RowState
 
-N_TABLES = 4  # tiles whose row ids are kept: loading, scoring, value pass, merge
+N_TABLES = 8  # tiles whose row ids are kept, from loading to the merge of their last block
 KEY_TAGS = 64  # chunks whose router keys may be on their way through a lane
 
 
@@ -57,15 +62,21 @@ class Unit(wiring.Component):
         limits of a job
     buffer_tokens, buffer_slots : int
         tokens of a buffer slot, and number of slots
+    contexts : int
+        jobs under way at once
     select_width : int
         chunks that the selector examines per cycle
+    read_ports : int
+        1, or 2: values are read on a port of their own
     max_in_flight : int
-        bytes of reads in flight
+        bytes of reads in flight, for each read port
 
     Members
     -------
     control : :py:`In(AXI4Lite(12))`
-    read : :py:`Out(AXI4Read(bus_width))`
+    read : :py:`Out(AXI4Read(bus_width, id_width=2))`
+    read_v : :py:`Out(AXI4Read(bus_width))`
+        with two read ports: values
     write : :py:`Out(AXI4Write(bus_width))`
     interrupt : :py:`Out(1)`
 
@@ -82,7 +93,9 @@ class Unit(wiring.Component):
         max_chunks,
         buffer_tokens,
         buffer_slots,
+        contexts,
         select_width,
+        read_ports,
         max_in_flight,
     ):
         self.head_dim = head_dim
@@ -94,6 +107,8 @@ class Unit(wiring.Component):
         self.buffer_tokens = buffer_tokens
         self.buffer_slots = buffer_slots
         self.select_width = select_width
+        self.contexts = contexts
+        self.read_ports = read_ports
         self.max_in_flight = max_in_flight
 
         self.bus_bytes = bus_width // 8
@@ -102,14 +117,20 @@ class Unit(wiring.Component):
         self.n_lanes = query_tile // self.lane_rows
         self.merge_lanes = merge_lane_count(head_dim, fold, query_tile)
         self.finish_lanes = min(self.merge_lanes, self.bus_bytes // 4)
-        super().__init__(
-            {
-                "control": In(AXI4Lite(ADDR_WIDTH)),
-                "read": Out(AXI4Read(bus_width)),
-                "write": Out(AXI4Write(bus_width)),
-                "interrupt": Out(1),
-            }
-        )
+        ports = {
+            "control": In(AXI4Lite(ADDR_WIDTH)),
+            "read": Out(AXI4Read(bus_width, id_width=exact_log2(len(Channel)))),
+            "write": Out(AXI4Write(bus_width)),
+            "interrupt": Out(1),
+        }
+        if read_ports == 2:
+            ports["read_v"] = Out(AXI4Read(bus_width))
+        super().__init__(ports)
+
+    @property
+    def read_axi(self):
+        """AXI read ports."""
+        return [self.read, self.read_v] if self.read_ports == 2 else [self.read]
 
     def elaborate(self, platform):
         m = Module()
@@ -122,97 +143,146 @@ class Unit(wiring.Component):
         return m
 
     # ------------------------------------------------------------------------------------------
-    # memory side: read master, its targets, write master, results
+    # memory side: masters, what is read where, buffers, checksums
     # ------------------------------------------------------------------------------------------
     def memory_side(self, m):
-        """Read and write masters, buffers, fetch."""
-        m.submodules.reader = self.reader = reader = ReadMaster(
-            data_width=self.bus_width, max_in_flight=self.max_in_flight
-        )
-        m.submodules.writer = self.writer = writer = WriteMaster(data_width=self.bus_width)
+        """Read and write masters, fetch, buffers, checksums, results."""
         m.submodules.fetch = self.fetch = fetch = Fetch(
             max_chunks=self.max_chunks,
             head_dim=self.head_dim,
             bus_bytes=self.bus_bytes,
             buffer_tokens=self.buffer_tokens,
             buffer_slots=self.buffer_slots,
+            n_contexts=self.contexts,
         )
-        m.submodules.load = self.load = load = Load(
-            data_width=self.bus_width,
-            max_rows=self.max_rows,
-            max_chunks=self.max_chunks,
-            buffer_slots=self.buffer_slots,
-        )
-        # Targets wait for their data behind the read master's queue of commands.
-        target_shape = load.target.payload.shape()
-        m.submodules.targets = targets = SyncFIFO(width=target_shape.size, depth=32)
-        m.d.comb += [
-            targets.w_en.eq(fetch.target.valid),
-            targets.w_data.eq(fetch.target.payload),
-            fetch.target.ready.eq(targets.w_rdy),
-            load.target.valid.eq(targets.r_rdy),
-            load.target.payload.eq(targets.r_data),
-            targets.r_en.eq(load.target.ready),
-        ]
-        wiring.connect(m, fetch=fetch.cmd, reader=reader.cmd)
-        wiring.connect(m, reader=reader.o, load=load.i)
-        wiring.connect(m, axi=reader.axi, port=wiring.flipped(self.read))
-        wiring.connect(m, axi=writer.axi, port=wiring.flipped(self.write))
+        tag_shape = tag_layout(self.contexts, self.buffer_slots)
+        self.readers, self.loads = [], []
+        for port in range(self.read_ports):
+            suffix = "_v" if port else ""
+            reader = ReadMaster(
+                data_width=self.bus_width,
+                tag_shape=tag_shape,
+                n_ids=len(Channel) if port == 0 else 1,
+                max_in_flight=self.max_in_flight,
+            )
+            load = Load(
+                data_width=self.bus_width,
+                max_rows=self.max_rows,
+                max_chunks=self.max_chunks,
+                n_contexts=self.contexts,
+                buffer_slots=self.buffer_slots,
+            )
+            m.submodules[f"reader{suffix}"] = reader
+            m.submodules[f"load{suffix}"] = load
+            wiring.connect(m, axi=reader.axi, port=wiring.flipped(self.read_axi[port]))
+            m.d.comb += [
+                load.i.valid.eq(reader.o.valid),
+                reader.o.ready.eq(load.i.ready),
+                *(
+                    getattr(load.i.payload, name).eq(getattr(reader.o.payload, name))
+                    for name in ("data", "id", "tag", "beat", "last", "bad", "addr")
+                ),
+            ]
+            self.readers.append(reader)
+            self.loads.append(load)
+        self.load = self.loads[0]
+        self.load_v = self.loads[-1]
 
+        # Values go to the last port.
+        first, last = self.readers[0].cmd, self.readers[-1].cmd
+        m.d.comb += [
+            first.valid.eq(fetch.cmd.valid),
+            first.payload.eq(fetch.cmd.payload),
+            fetch.cmd.ready.eq(first.ready),
+        ]
+        if self.read_ports == 2:
+            values = Signal()
+            m.d.comb += [
+                values.eq(fetch.cmd.payload.id == Channel.VALUES.value),
+                first.valid.eq(fetch.cmd.valid & ~values),
+                last.valid.eq(fetch.cmd.valid & values),
+                last.payload.addr.eq(fetch.cmd.payload.addr),
+                last.payload.n_beats.eq(fetch.cmd.payload.n_beats),
+                last.payload.tag.eq(fetch.cmd.payload.tag),
+                fetch.cmd.ready.eq(Mux(values, last.ready, first.ready)),
+            ]
+
+        m.submodules.checksum = self.checksum = checksum = ChecksumCheck(
+            depth=2 * self.buffer_slots, n_contexts=self.contexts
+        )
+        m.d.comb += [
+            checksum.expected.eq(self.load.expected),
+            checksum.scales_crc.eq(self.load.scales_crc),
+            checksum.keys_crc.eq(self.load.keys_crc),
+            checksum.values_crc.eq(self.load_v.values_crc),
+        ]
+
+        m.submodules.writer = self.writer = writer = WriteMaster(data_width=self.bus_width)
         m.submodules.results = self.results = results = Results(
             max_rows=self.max_rows,
             max_chunks=self.max_chunks,
+            n_contexts=self.contexts,
             head_dim=self.head_dim,
             lanes=self.merge_lanes,
             finish_lanes=self.finish_lanes,
             bus_bytes=self.bus_bytes,
         )
+        wiring.connect(m, axi=writer.axi, port=wiring.flipped(self.write))
         wiring.connect(m, results=results.cmd, writer=writer.cmd)
         wiring.connect(m, results=results.o, writer=writer.i)
+        m.d.comb += [
+            results.writer_busy.eq(writer.busy),
+            results.write_error.eq(writer.error),
+            results.write_error_addr.eq(writer.error_addr),
+            writer.clear.eq(results.clear_write_error),
+        ]
+        self.buffers(m)
 
-        tokens = self.buffer_tokens * self.buffer_slots
-        beat_bits = self.beat_dim * KV_BITS
+    def buffers(self, m):
+        """On-chip memories that the loads fill: slots of the chunk buffer, queries."""
 
-        def buffer(name, target, read_width, depth, slot_beats=0):
-            """Buffer filled by the beats of ``target``; a slot takes ``slot_beats`` words."""
+        def buffer(name, target, read_width, area_beats, *, load=self.load, of_context=False):
+            """Buffer whose slots, or contexts, take ``area_beats`` bus words each."""
+            n_areas = self.contexts if of_context else self.buffer_slots
             m.submodules[name] = result = WordBuffer(
-                write_width=self.bus_width, read_width=read_width, depth=depth
+                write_width=self.bus_width, read_width=read_width, depth=area_beats * n_areas
             )
-            addr = load.beat
-            if slot_beats:
-                addr = load.beat[: exact_log2(slot_beats)] | (load.slot << exact_log2(slot_beats))
+            write = load.write
+            area = write.context if of_context else write.slot
+            beat_bits = exact_log2(area_beats)
             m.d.comb += [
-                result.write.valid.eq(load.strobe[target.value]),
-                result.write.addr.eq(addr),
-                result.write.data.eq(load.data),
+                result.write.valid.eq(write.strobe[target.value]),
+                result.write.addr.eq((write.beat[:beat_bits]) | (area << beat_bits)),
+                result.write.data.eq(write.data),
             ]
             return result
 
-        kv_beats = self.buffer_tokens * self.head_dim * KV_BITS // self.bus_width
-        scale_beats = max(1, self.buffer_tokens * 2 * SCALE_BITS // self.bus_width)
-        scale_depth = self.buffer_slots * scale_beats
-        kv_depth = self.buffer_slots * kv_beats
-        assert kv_depth * self.bus_width == tokens * self.head_dim * KV_BITS
-        self.k_buffer = buffer("k_buffer", Target.KEYS, beat_bits, kv_depth, kv_beats)
-        self.v_buffer = buffer("v_buffer", Target.VALUES, beat_bits, kv_depth, kv_beats)
+        def beats(n_bytes):
+            """Bus words of an array, padded as in memory."""
+            return -(-n_bytes // ALIGN) * ALIGN // self.bus_bytes
+
+        beat_bits = self.beat_dim * KV_BITS
+        kv_beats = beats(self.buffer_tokens * self.head_dim * KV_BITS // 8)
+        scale_beats = beats(self.buffer_tokens * 2 * SCALE_BITS // 8)
+        scale_bits = 2 * SCALE_BITS
+        self.k_buffer = buffer("k_buffer", Target.KEYS, beat_bits, kv_beats)
+        self.v_buffer = buffer("v_buffer", Target.VALUES, beat_bits, kv_beats, load=self.load_v)
         # Read by both passes, hence twice.
-        self.k_scales = buffer(
-            "k_scales", Target.SCALES, 2 * SCALE_BITS, scale_depth, scale_beats
-        )
-        self.v_scales = buffer(
-            "v_scales", Target.SCALES, 2 * SCALE_BITS, scale_depth, scale_beats
-        )
+        self.k_scales = buffer("k_scales", Target.SCALES, scale_bits, scale_beats)
+        self.v_scales = buffer("v_scales", Target.SCALES, scale_bits, scale_beats)
         self.queries = buffer(
             "queries",
             Target.QUERIES,
             self.beat_dim * Q_BITS,
-            self.max_rows * self.head_dim * Q_BITS // self.bus_width,
+            beats(self.max_rows * self.head_dim * Q_BITS // 8),
+            of_context=True,
         )
         self.query_scales = buffer(
             "query_scales",
             Target.QUERY_SCALES,
             SCALE_BITS,
-            max(1, self.max_rows * SCALE_BITS // self.bus_width),
+            beats(self.max_rows * SCALE_BITS // 8),
+            of_context=True,
         )
 
     # ------------------------------------------------------------------------------------------
@@ -228,6 +298,7 @@ class Unit(wiring.Component):
             query_tile=self.query_tile,
             buffer_tokens=self.buffer_tokens,
             n_tables=N_TABLES,
+            n_contexts=self.contexts,
         )
         m.submodules.score_issue = self.score_issue = score_issue = ScoreIssue(
             max_rows=self.max_rows,
@@ -238,23 +309,32 @@ class Unit(wiring.Component):
             buffer_slots=self.buffer_slots,
             n_tables=N_TABLES,
             n_lanes=self.n_lanes,
+            n_contexts=self.contexts,
         )
         m.submodules.score_array = self.score = score = ScoreArray(
             head_dim=self.head_dim, fold=self.fold, query_tile=self.query_tile
         )
+        row_bits = exact_log2(self.max_rows)
         wiring.connect(m, gather=gather.tile, issue=score_issue.tile)
         m.d.comb += [
             gather.tile_issued.eq(score_issue.tile_issued),
             self.queries.read_addr.eq(gather.q_addr),
             gather.q_data.eq(self.queries.read_data),
-            self.query_scales.read_addr.eq(gather.scale_addr),
+            # A context's scales are padded to whole lines of memory.
+            self.query_scales.read_addr.eq(
+                Cat(
+                    gather.scale_addr[:row_bits],
+                    Const(0, len(self.query_scales.read_addr) - len(gather.scale_addr)),
+                    gather.scale_addr[row_bits:],
+                )
+            ),
             gather.scale_data.eq(self.query_scales.read_data),
             score.q.valid.eq(gather.q.valid),
             score.q.row.eq(gather.q.row),
             score.q.bank.eq(gather.q.bank),
             score.q.beat.eq(gather.q.beat),
             score.q.data.eq(gather.q.data),
-            score_issue.k_filled.eq(self.load.k_filled),
+            score_issue.k_filled.eq(self.load.keys_filled),
             self.k_buffer.read_addr.eq(score_issue.k_addr),
             self.k_scales.read_addr.eq(score_issue.scale_addr),
         ]
@@ -322,25 +402,21 @@ class Unit(wiring.Component):
 
     def router(self, m):
         """Chunk keys to selections to query lists."""
+        self.route_rows = Signal(range(self.max_rows + 1))
         m.submodules.selector = self.selector = selector = Selector(
             max_rows=self.max_rows,
             max_chunks=self.max_chunks,
             width=self.select_width,
             n_lanes=self.n_lanes,
         )
-        m.submodules.inverter = self.inverter = inverter = Inverter(
-            max_rows=self.max_rows, max_chunks=self.max_chunks, width=self.select_width
-        )
-        wiring.connect(m, selector=selector.o, inverter=inverter.i)
-        wiring.connect(m, gather=self.gather.rows_cmd, inverter=inverter.rows_cmd)
-        wiring.connect(m, inverter=inverter.rows, gather=self.gather.rows)
-        wiring.connect(m, load=self.load.selection, inverter=inverter.load)
-        wiring.connect(m, results=self.results.vector_cmd, inverter=inverter.vector_cmd)
-        wiring.connect(m, inverter=inverter.vector, results=self.results.vector)
-        m.d.comb += [
-            inverter.wanted_chunk.eq(self.fetch.wanted_chunk),
-            self.fetch.wanted.eq(inverter.wanted),
-        ]
+        # Lists of a context each: one job is selected while another one's rows are listed.
+        self.inverters = []
+        for context in range(self.contexts):
+            inverter = Inverter(
+                max_rows=self.max_rows, max_chunks=self.max_chunks, width=self.select_width
+            )
+            m.submodules[f"inverter_{context}"] = inverter
+            self.inverters.append(inverter)
 
         tag_shape = key_tag_layout(max_rows=self.max_rows, max_chunks=self.max_chunks)
         m.submodules.key_tags = key_tags = SyncFIFO(width=tag_shape.size, depth=KEY_TAGS)
@@ -364,7 +440,7 @@ class Unit(wiring.Component):
                     + (chunk_key.key.slot if row_bits else 0)
                 ),
                 # Rows beyond the job's belong to a tile that is not full.
-                key.valid.eq(chunk_key.key.valid & (row < self.load.n_rows)),
+                key.valid.eq(chunk_key.key.valid & (row < self.route_rows)),
                 key.row.eq(row[: len(key.row)]),
                 key.chunk.eq(tag.chunk),
                 key.key.eq(chunk_key.key.key),
@@ -394,7 +470,7 @@ class Unit(wiring.Component):
         m.d.comb += [
             self.score_issue.block_done.eq(value_issue.block_done),
             value_issue.scored.eq(self.lanes[0].scored),
-            value_issue.v_filled.eq(self.load.v_filled),
+            value_issue.v_filled.eq(self.load_v.values_filled),
             self.v_scales.read_addr.eq(value_issue.scale_addr),
         ]
 
@@ -456,6 +532,7 @@ class Unit(wiring.Component):
         merge_depth = 8
         m.submodules.drain = self.drain = drain = Drain(
             max_rows=self.max_rows,
+            n_contexts=self.contexts,
             query_tile=self.query_tile,
             n_words=self.head_dim // self.merge_lanes,
             n_tables=N_TABLES,
@@ -463,6 +540,7 @@ class Unit(wiring.Component):
         )
         m.submodules.state = self.state = state = RowState(
             max_rows=self.max_rows,
+            n_contexts=self.contexts,
             head_dim=self.head_dim,
             lanes=self.merge_lanes,
             block_latency=value.read_latency,
@@ -493,7 +571,15 @@ class Unit(wiring.Component):
     # job control and registers
     # ------------------------------------------------------------------------------------------
     def job_control(self, m):
-        """Sequencer and what it starts."""
+        """Frontend, sequencer, and what they start."""
+        m.submodules.frontend = self.frontend = frontend = Frontend(
+            head_dim=self.head_dim,
+            max_rows=self.max_rows,
+            max_chunks=self.max_chunks,
+            buffer_tokens=self.buffer_tokens,
+            bus_bytes=self.bus_bytes,
+            n_contexts=self.contexts,
+        )
         flush = (
             self.fold
             + self.score.latency
@@ -502,125 +588,279 @@ class Unit(wiring.Component):
             + self.query_tile
             + 8
         )
+        errors = self.errors()
         m.submodules.sequencer = self.sequencer = sequencer = Sequencer(
             max_rows=self.max_rows,
             max_chunks=self.max_chunks,
-            buffer_tokens=self.buffer_tokens,
+            n_contexts=self.contexts,
+            head_dim=self.head_dim,
             bus_bytes=self.bus_bytes,
             flush_cycles=flush,
+            n_errors=len(errors),
         )
-        job = sequencer.job
-        wiring.connect(m, sequencer=sequencer.fetch, fetch=self.fetch.start)
+        for port, (event, code) in zip(sequencer.errors, errors, strict=True):
+            m.d.comb += [
+                port.valid.eq(event.valid),
+                port.context.eq(event.context),
+                port.code.eq(code),
+                port.addr.eq(event.addr),
+            ]
+        load, fetch, results = self.load, self.fetch, self.results
+        wiring.connect(m, frontend=frontend.job, sequencer=sequencer.job)
+        wiring.connect(m, sequencer=sequencer.route, fetch=fetch.route)
+        wiring.connect(m, sequencer=sequencer.attend, fetch=fetch.attend)
         wiring.connect(m, sequencer=sequencer.select, selector=self.selector.start)
+        wiring.connect(m, sequencer=sequencer.results, results=results.job)
+
+        # Loads: the sequencer's go first, because their jobs are older than the next descriptor.
         m.d.comb += [
-            sequencer.descriptor_beat.valid.eq(self.load.strobe[Target.DESCRIPTOR.value]),
-            sequencer.descriptor_beat.data.eq(self.load.data),
-            sequencer.loaded.eq(self.load.done),
-            sequencer.fetch_issuing.eq(~self.fetch.start.ready),
-            sequencer.fetch_busy.eq(self.fetch.busy),
+            fetch.load_cmd.valid.eq(sequencer.load_cmd.valid | frontend.cmd.valid),
+            sequencer.load_cmd.ready.eq(fetch.load_cmd.ready),
+            frontend.cmd.ready.eq(fetch.load_cmd.ready & ~sequencer.load_cmd.valid),
+            fetch.load_cmd.payload.eq(sequencer.load_cmd.payload),
+        ]
+        with m.If(~sequencer.load_cmd.valid):
+            m.d.comb += [
+                fetch.load_cmd.payload.target.eq(Target.DESCRIPTOR),
+                fetch.load_cmd.payload.addr.eq(frontend.cmd.payload.addr),
+                fetch.load_cmd.payload.n_beats.eq(frontend.cmd.payload.n_beats),
+            ]
+        m.d.comb += [
+            frontend.beat.valid.eq(load.write.strobe[Target.DESCRIPTOR.value]),
+            frontend.beat.data.eq(load.write.data),
+            frontend.loaded.eq(load.loaded.valid & (load.loaded.target == Target.DESCRIPTOR)),
+            frontend.bad.valid.eq(load.error.valid & (load.error.target == Target.DESCRIPTOR)),
+            frontend.bad.addr.eq(load.error.addr),
+            frontend.idle_jobs.eq(sequencer.idle_jobs),
+            frontend.completed_pulse.eq(results.completed.valid),
+            sequencer.frontend_busy.eq(frontend.busy),
+            sequencer.loaded.eq(load.loaded),
+            sequencer.allocated.eq(fetch.allocated),
+            sequencer.none.eq(fetch.none),
+            sequencer.score_done.valid.eq(self.score_issue.score_done.valid),
+            sequencer.score_done.representative.eq(self.score_issue.issue.representative),
+            sequencer.released.eq(results.released),
+            sequencer.completed.eq(results.completed.valid),
+            sequencer.results_busy.eq(results.busy),
             sequencer.score_active.eq(self.score_issue.issue.valid),
-            sequencer.score_pending.eq(self.gather.busy),
-            sequencer.stalled_memory.eq(self.score_issue.stalled_memory),
             sequencer.stalled_query.eq(self.score_issue.stalled_query),
             sequencer.stalled_softmax.eq(self.score_issue.stalled_softmax),
-            sequencer.merging.eq(
-                self.value_issue.busy | self.drain.busy | self.state.busy
+            results.code.eq(sequencer.result_code),
+            results.error_addr.eq(sequencer.result_error_addr),
+            fetch.failed.eq(sequencer.failed),
+            fetch.score_done.eq(self.score_issue.score_done),
+            # Values are read p_latency cycles after their issue.
+            fetch.value_done.eq(
+                delayed(
+                    m, self.value_issue.value_done, SoftmaxLane.p_latency + 1, name="value_done"
+                )
             ),
-            sequencer.writing.eq(self.results.busy | self.writer.busy),
-            sequencer.read_error.eq(self.reader.error),
-            sequencer.write_error.eq(self.writer.error),
-            self.reader.clear.eq(sequencer.clear_errors),
-            self.writer.clear.eq(sequencer.clear_errors),
             self.state.clear.eq(sequencer.clear),
-            self.results.start.eq(sequencer.results_start),
-            self.results.job.eq(job),
-            self.fetch.job.eq(job),
-            self.fetch.every.eq(sequencer.every),
-            self.fetch.slot_done.eq(self.score_issue.slot_done | self.value_issue.slot_done),
-            self.load.n_rows.eq(job.n_rows),
-            self.gather.n_rows.eq(job.n_rows),
-            self.score_issue.router.eq(job.router),
+            self.gather.n_rows.eq(sequencer.n_rows),
+            self.route_rows.eq(sequencer.route_job.n_rows),
+            self.score_issue.router.eq(sequencer.route_job.router),
             self.score_issue.rep_shift.eq(sequencer.rep_shift),
         ]
+        for part in self.loads:
+            m.d.comb += part.n_rows.eq(sequencer.n_rows[sequencer.load_context])
         for chunk_key in self.chunk_keys:
-            m.d.comb += chunk_key.pairs.eq(job.router[0])
+            m.d.comb += chunk_key.pairs.eq(sequencer.route_job.router[0])
 
-        # Slots are seen by the gather once the queries are on chip.
+        # Slots are seen by the gather once their job's queries are on chip.
+        slot_ready = Signal()
         m.d.comb += [
-            self.gather.slot.payload.eq(self.fetch.slot.payload),
-            self.gather.slot.valid.eq(self.fetch.slot.valid & sequencer.queries_loaded),
-            self.fetch.slot.ready.eq(self.gather.slot.ready & sequencer.queries_loaded),
+            slot_ready.eq(sequencer.ready.bit_select(fetch.slot.payload.context, 1)),
+            self.gather.slot.payload.eq(fetch.slot.payload),
+            self.gather.slot.valid.eq(fetch.slot.valid & slot_ready),
+            fetch.slot.ready.eq(self.gather.slot.ready & slot_ready),
         ]
+
+        # The job's last merge is written when its last step has passed the merge.
+        merged = Signal(sequencer.merged.shape())
+        m.d.comb += [
+            merged.valid.eq(self.drain.job_done),
+            merged.context.eq(self.drain.step.row >> exact_log2(self.max_rows)),
+            sequencer.merged.eq(delayed(m, merged, self.state.latency, name="merged")),
+        ]
+        self.lists(m)
+
+    def errors(self):
+        """Errors of jobs under way, the first one before the others: (event, code)."""
+        events = [(self.checksum.error, ErrorCode.CHECKSUM)]
+        return [*((load.error, ErrorCode.READ) for load in self.loads), *events]
+
+    def lists(self, m):
+        """Connect each inverter to who uses its context."""
+        sequencer, gather, results = self.sequencer, self.gather, self.results
+        load, selector, fetch = self.load, self.selector, self.fetch
 
         # The lists are complete when the inverter has taken the last word and written it.
-        words_done = self.selector.o
+        word = selector.o
         m.d.comb += sequencer.selected.eq(
             delayed(
-                m,
-                words_done.valid & words_done.ready & words_done.payload.last,
-                4,
-                name="selected",
+                m, word.valid & word.ready & word.payload.last, 4, name="selected"
             )
         )
+        for context, inverter in enumerate(self.inverters):
+            m.d.comb += [
+                inverter.i.payload.eq(selector.o.payload),
+                inverter.load.payload.eq(load.selection.payload),
+                inverter.wanted_chunk.eq(fetch.wanted_chunk),
+                inverter.rows_cmd.payload.eq(gather.rows_cmd.payload),
+                inverter.vector_cmd.payload.eq(results.vector_cmd.payload),
+            ]
+            with m.If(sequencer.select_context == context):
+                m.d.comb += [
+                    inverter.i.valid.eq(selector.o.valid),
+                    selector.o.ready.eq(inverter.i.ready),
+                ]
+            with m.If(load.selection_context == context):
+                m.d.comb += [
+                    inverter.load.valid.eq(load.selection.valid),
+                    load.selection.ready.eq(inverter.load.ready),
+                ]
+            with m.If(sequencer.attend_context == context):
+                m.d.comb += fetch.wanted.eq(inverter.wanted)
+            with m.If(gather.rows_cmd_context == context):
+                m.d.comb += [
+                    inverter.rows_cmd.valid.eq(gather.rows_cmd.valid),
+                    gather.rows_cmd.ready.eq(inverter.rows_cmd.ready),
+                ]
+            with m.If(gather.rows_context == context):
+                m.d.comb += [
+                    gather.rows.valid.eq(inverter.rows.valid),
+                    gather.rows.payload.eq(inverter.rows.payload),
+                    inverter.rows.ready.eq(gather.rows.ready),
+                ]
+            with m.If(results.vector_context == context):
+                m.d.comb += [
+                    inverter.vector_cmd.valid.eq(results.vector_cmd.valid),
+                    results.vector_cmd.ready.eq(inverter.vector_cmd.ready),
+                    results.vector.valid.eq(inverter.vector.valid),
+                    results.vector.payload.eq(inverter.vector.payload),
+                    inverter.vector.ready.eq(results.vector.ready),
+                ]
 
     def register_side(self, m):
-        """Connect registers, counters and the interrupt."""
+        """Connect registers, windows, counters and the interrupt."""
         m.submodules.registers = regs = RegisterFile(load_map())
-        sequencer = self.sequencer
+        sequencer, frontend, results = self.sequencer, self.frontend, self.results
         wiring.connect(m, bus=regs.axil, port=wiring.flipped(self.control))
-        code = Signal(ErrorCode)
-        address = Signal(64)
-        m.d.comb += [
-            sequencer.start.eq(regs.control_start),
-            self.fetch.descriptor_addr.eq(Cat(regs.descriptor_lo, regs.descriptor_hi)),
-            regs.status_busy.eq(sequencer.busy),
-            regs.status_done_set.eq(sequencer.done),
-            regs.status_error_set.eq(sequencer.done & (sequencer.error != ErrorCode.NONE)),
-            regs.status_error_code.eq(code),
-            regs.error_address_lo.eq(address[:32]),
-            regs.error_address_hi.eq(address[32:]),
-            self.interrupt.eq(regs.control_irq_enable & (regs.status_done | regs.status_error)),
-        ]
-        with m.If(sequencer.done):
-            m.d.sync += code.eq(sequencer.error)
-            with m.Switch(sequencer.error):
-                with m.Case(ErrorCode.READ):
-                    m.d.sync += address.eq(self.reader.error_addr)
-                with m.Case(ErrorCode.WRITE):
-                    m.d.sync += address.eq(self.writer.error_addr)
-                with m.Case(ErrorCode.DESCRIPTOR):
-                    m.d.sync += address.eq(self.fetch.descriptor_addr)
-                with m.Default():
-                    m.d.sync += address.eq(0)
 
+        def pair(name):
+            """64-bit value of two registers."""
+            return Cat(getattr(regs, f"{name}_lo"), getattr(regs, f"{name}_hi"))
+
+        faults = [reader.fault for reader in self.readers]
+        m.d.comb += [
+            frontend.enable.eq(regs.control_enable),
+            frontend.ring_addr.eq(pair("ring")),
+            frontend.completion_addr.eq(pair("completion")),
+            frontend.ring_size.eq(regs.ring_size),
+            frontend.tail.eq(regs.tail),
+            frontend.tail_written.eq(regs.tail_swmod),
+            regs.head.eq(frontend.head),
+            regs.completed.eq(frontend.completed),
+            regs.status_busy.eq(sequencer.busy),
+            regs.status_jobs.eq(sequencer.n_jobs),
+            regs.status_read_fault.eq(Cat(faults).any()),
+            regs.status_write_fault.eq(self.writer.fault),
+            sequencer.timeout.eq(regs.timeout),
+            frontend.read_base.eq(pair("read_base")),
+            frontend.read_limit.eq(pair("read_limit")),
+            frontend.write_base.eq(pair("write_base")),
+            frontend.write_limit.eq(pair("write_limit")),
+            self.writer.window_base.eq(pair("write_base")),
+            self.writer.window_limit.eq(pair("write_limit")),
+        ]
+        for reader in self.readers:
+            m.d.comb += [
+                reader.window_base.eq(pair("read_base")),
+                reader.window_limit.eq(pair("read_limit")),
+            ]
         for name, value in self.parameters().items():
             m.d.comb += getattr(regs, name).eq(value)
 
-        running = Signal()
-        m.d.comb += running.eq(sequencer.busy)
+        # Events, and the first error since the last one was cleared.
+        completed = results.completed
+        job_error = Signal()
+        code = Signal(ErrorCode)
+        addr = Signal(64)
+        sequence = Signal(32)
+        m.d.comb += [
+            job_error.eq(completed.valid & (completed.code != ErrorCode.NONE)),
+            regs.event_done_set.eq(completed.valid),
+            regs.event_error_set.eq(job_error | frontend.ring_error.valid),
+            self.interrupt.eq(
+                (regs.event_done & regs.mask_done) | (regs.event_error & regs.mask_error)
+            ),
+            regs.error_code.eq(code),
+            regs.error_sequence.eq(sequence),
+            regs.error_address_lo.eq(addr[:32]),
+            regs.error_address_hi.eq(addr[32:]),
+        ]
+        with m.If(~regs.event_error):
+            with m.If(job_error):
+                m.d.sync += [
+                    code.eq(completed.code),
+                    addr.eq(completed.error_addr),
+                    sequence.eq(completed.sequence),
+                ]
+            with m.Elif(frontend.ring_error.valid):
+                m.d.sync += [
+                    code.eq(frontend.ring_error.code),
+                    addr.eq(frontend.ring_error.addr),
+                    sequence.eq(0),
+                ]
+        self.counters(m, regs)
+
+    def counters(self, m, regs):
+        """Count between completions; show and record the counts of the last one."""
+        sequencer, results = self.sequencer, self.results
         events = {
-            "cycles": running,
-            "score_active": running & (sequencer.cause == Cause.SCORE_ACTIVE),
-            "stall_load": running & (sequencer.cause == Cause.LOAD),
-            "stall_memory": running & (sequencer.cause == Cause.MEMORY),
-            "stall_query": running & (sequencer.cause == Cause.QUERY),
-            "stall_softmax": running & (sequencer.cause == Cause.SOFTMAX),
-            "stall_select": running & (sequencer.cause == Cause.SELECT),
-            "stall_drain": running & (sequencer.cause == Cause.DRAIN),
-            "stall_finish": running & (sequencer.cause == Cause.FINISH),
+            "cycles": 1,
+            **{
+                name: sequencer.cause == cause
+                for name, cause in {
+                    "score_active": Cause.SCORE_ACTIVE,
+                    "stall_load": Cause.LOAD,
+                    "stall_memory": Cause.MEMORY,
+                    "stall_query": Cause.QUERY,
+                    "stall_softmax": Cause.SOFTMAX,
+                    "stall_select": Cause.SELECT,
+                    "stall_drain": Cause.DRAIN,
+                    "stall_finish": Cause.FINISH,
+                }.items()
+            },
             "value_active": self.value_issue.issue.valid,
-            "read_beats": self.read.rvalid & self.read.rready,
+            "read_beats": sum(
+                (axi.rvalid & axi.rready for axi in self.read_axi), start=Const(0, 1)
+            ),
             "write_beats": self.write.wvalid & self.write.wready,
             "chunks_read": self.fetch.chunk_read,
             "chunks_skipped": self.fetch.chunk_skipped,
         }
+        assert tuple(events) == COUNTERS
         for name, event in events.items():
-            counter = Signal(32, name=name)
-            m.d.comb += getattr(regs, name).eq(counter)
-            with m.If(sequencer.clear_errors):
-                m.d.sync += counter.eq(0)
-            with m.Elif(event):
-                m.d.sync += counter.eq(counter + 1)
+            count = Signal(32, name=name)
+            last = Signal(32, name=f"last_{name}")
+            m.d.comb += [
+                getattr(results.record, name).eq(count),
+                getattr(regs, name).eq(last),
+            ]
+            with m.If(~sequencer.busy):
+                m.d.sync += count.eq(0)
+            with m.Elif(results.snapshot):
+                m.d.sync += [last.eq(count), count.eq(event)]
+            with m.Else():
+                m.d.sync += count.eq(count + event)
+        for name, event in {
+            "jobs": results.completed.valid,
+            "errors": results.completed.valid & (results.completed.code != ErrorCode.NONE),
+        }.items():
+            total = Signal(32, name=f"total_{name}")
+            m.d.comb += getattr(regs, name).eq(total)
+            m.d.sync += total.eq(total + event)
 
     def parameters(self):
         """Build parameters as the registers report them."""
@@ -635,4 +875,6 @@ class Unit(wiring.Component):
             "q_bits": Q_BITS,
             "buffer_tokens": self.buffer_tokens,
             "buffer_slots": self.buffer_slots,
+            "contexts": self.contexts,
+            "read_ports": self.read_ports,
         }

@@ -84,6 +84,13 @@ def get(stream, sink: list, count: int, *, stall: float = 0.0, seed: int = 0):
     return bench
 
 
+def fields(ctx, struct, names) -> dict:
+    """Fields of ``struct`` as integers; one read, which is much faster than one a field."""
+    bits = ctx.get(Value.cast(struct))
+    places = {name: struct.shape()[name] for name in names}
+    return {name: bits >> at.offset & ((1 << at.width) - 1) for name, at in places.items()}
+
+
 def check_hold(stream):
     """Monitor: once ``valid``, payload and ``valid`` stay until the transfer."""
 

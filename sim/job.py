@@ -1,16 +1,19 @@
-"""A job as the unit gets it: memory image, expected result, comparison."""
+"""A job as the unit gets it: memory image, expected result, bound, comparison."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moska.gen.bound import Bound, bound
+from moska.gen.config import Config
 from moska.golden.formats import ALIGN
 from moska.golden.layout import (
     SELECTION_LINE,
     Opcode,
     Selection,
     pack_array,
+    pack_checksums,
     pack_descriptor,
     pack_scales,
     pack_selection,
@@ -24,12 +27,54 @@ FILL = 0xA5  # content of result memory before a job; shows what was not written
 
 @dataclass
 class Image:
-    """Segments of memory: what to place before a job, where to find its results."""
+    """Segments of memory that belong together, and the descriptor fields that name them."""
 
     segments: list[tuple[int, bytes]] = field(default_factory=list)
-    descriptor: int = 0
+    fields: dict[str, int] = field(default_factory=dict)
+    descriptor: int = 0  # address
     results: dict[str, tuple[int, int]] = field(default_factory=dict)  # name: (address, bytes)
-    end: int = 0
+    end: int = 0  # first address behind it
+
+    def place(self, raw: bytes) -> int:
+        """Append a segment and return its address."""
+        address = -(-self.end // ALIGN) * ALIGN
+        self.segments.append((address, raw))
+        self.end = address + len(raw)
+        return address
+
+    def result(self, name: str, size: int) -> int:
+        """Append room for a result of ``size`` bytes and return its address."""
+        # A guard line of zeros behind it shows writes that go too far.
+        address = self.place(bytes([FILL]) * (-(-size // ALIGN) * ALIGN) + bytes(ALIGN))
+        self.results[name] = (address, size)
+        return address
+
+    def finish(self) -> "Image":
+        """Append the descriptor made of :attr:`fields`."""
+        self.descriptor = self.place(pack_descriptor(**self.fields))
+        return self
+
+
+def store_image(store: Store, base: int, *, checksums: bool = False) -> Image:
+    """Memory image of a store from ``base`` on; jobs on the same store may share it."""
+    out = Image(end=base)
+    if store.rep is not None and store.rep_scale is not None:
+        out.fields["rep_rows"] = store.rep.shape[1]
+        out.fields["rep_addr"] = out.place(pack_array(store.rep))
+        out.fields["rep_scale_addr"] = out.place(pack_scales(store.rep_scale))
+    out.fields["k_addr"] = out.place(pack_array(store.k))
+    out.fields["v_addr"] = out.place(pack_array(store.v))
+    out.fields["scale_addr"] = out.place(pack_scales(store.k_scale, store.v_scale))
+    if checksums:
+        raw = pack_checksums(store.k, store.v, store.k_scale, store.v_scale, store.chunk_tokens)
+        out.fields["checksum_addr"] = out.place(raw)
+    out.fields |= {
+        "router": store.router,
+        "n_tokens": store.n_tokens,
+        "n_chunks": store.n_chunks,
+        "chunk_tokens": store.chunk_tokens,
+    }
+    return out
 
 
 @dataclass(frozen=True)
@@ -44,6 +89,9 @@ class Job:
     keep_last: int = 1
     group: int = 1
     explicit: Bool | None = None
+    opcode: Opcode = Opcode.ATTEND  # ROUTE: select only, needs ``k``
+    checksum: bool = False  # chunks are compared with their checksums
+    tag: int = 0
     overrides: dict[str, int] = field(default_factory=dict)  # descriptor fields, for bad ones
 
     @property
@@ -53,12 +101,16 @@ class Job:
             return Selection.EXPLICIT
         return Selection.ALL if self.k is None else Selection.TOP_K
 
-    def expected(self) -> Result:
-        """Return the golden model's result."""
-        selected = self.explicit
+    @property
+    def attends(self) -> bool:
+        """Whether there are outputs."""
+        return self.opcode is not Opcode.ROUTE
+
+    def selected(self) -> Bool:
+        """Chunks that each row attends to, (M, N)."""
         if self.mode is Selection.TOP_K:
             assert self.k is not None
-            selected = route(
+            return route(
                 self.store,
                 self.q,
                 self.q_scale,
@@ -67,73 +119,101 @@ class Job:
                 keep_last=self.keep_last,
                 group=self.group,
             )
+        if self.explicit is not None:
+            return self.explicit
+        return np.ones((len(self.q), self.store.n_chunks), dtype=bool)
+
+    def expected(self) -> Result:
+        """Return the golden model's result."""
+        selected = self.selected()
+        if not self.attends:
+            return routed_only(selected, self.q.shape[1])
         return attend(self.store, self.q, self.q_scale, selected)
 
-    def image(self, base: int = 0x1000) -> Image:
-        """Memory image from ``base`` on."""
+    def bound(self, config: Config, selected: Bool) -> Bound:
+        """Bound of the job's cycles when its rows select these chunks."""
         store = self.store
+        routed = self.mode is Selection.TOP_K
+        return bound(
+            config,
+            n_rows=len(self.q),
+            chunk_tokens=store.chunk_tokens,
+            n_tokens=store.n_tokens,
+            rows_per_chunk=selected.sum(axis=0),
+            rep_rows=store.rep.shape[1] if routed and store.rep is not None else 0,
+            write_selection=routed,
+            checksums=self.checksum,
+            route_only=not self.attends,
+        )
+
+    def image(self, base: int = 0x1000, placed: Image | None = None) -> Image:
+        """Memory image from ``base`` on, without the store if that is ``placed`` already."""
         n_rows, head_dim = self.q.shape
-        out = Image(end=base)
-
-        def place(raw: bytes) -> int:
-            address = out.end
-            out.segments.append((address, raw))
-            # A guard line between arrays shows writes that go too far.
-            out.end = address + len(raw) + ALIGN
-            return address
-
-        fields: dict[str, int] = {}
-        if store.rep is not None and store.rep_scale is not None:
-            fields["rep_rows"] = store.rep.shape[1]
-            fields["rep_addr"] = place(pack_array(store.rep))
-            fields["rep_scale_addr"] = place(pack_scales(store.rep_scale))
-        fields["k_addr"] = place(pack_array(store.k))
-        fields["v_addr"] = place(pack_array(store.v))
-        fields["scale_addr"] = place(pack_scales(store.k_scale, store.v_scale))
-        fields["q_addr"] = place(pack_array(self.q))
-        fields["q_scale_addr"] = place(pack_array(self.q_scale))
-
-        def result(name: str, size: int) -> int:
-            address = place(bytes([FILL]) * (-(-size // ALIGN) * ALIGN))
-            out.results[name] = (address, size)
-            return address
-
-        fields["o_addr"] = result("o", 4 * n_rows * head_dim)
-        fields["lse_addr"] = result("lse", 4 * n_rows)
+        if placed is None:
+            out = store_image(self.store, base, checksums=self.checksum)
+        else:
+            out = Image(fields=dict(placed.fields), end=base)
+        fields = out.fields
+        fields["q_addr"] = out.place(pack_array(self.q))
+        fields["q_scale_addr"] = out.place(pack_array(self.q_scale))
+        if self.attends:
+            fields["o_addr"] = out.result("o", 4 * n_rows * head_dim)
+            fields["lse_addr"] = out.result("lse", 4 * n_rows)
         if self.mode is Selection.TOP_K:
-            fields["selection_addr"] = result("selection", SELECTION_LINE * store.n_chunks)
+            size = SELECTION_LINE * self.store.n_chunks
+            fields["selection_addr"] = out.result("selection", size)
             fields["write_selection"] = 1
         elif self.explicit is not None:
-            fields["selection_addr"] = place(pack_selection(self.explicit))
+            fields["selection_addr"] = out.place(pack_selection(self.explicit))
         fields |= {
-            "opcode": Opcode.ATTEND,
+            "opcode": self.opcode,
             "selection": self.mode,
-            "router": store.router,
             "n_rows": n_rows,
             "group": self.group,
-            "n_tokens": store.n_tokens,
-            "n_chunks": store.n_chunks,
-            "chunk_tokens": store.chunk_tokens,
             "k": self.k or 0,
             "keep_first": self.keep_first,
             "keep_last": self.keep_last,
+            "checksum": int(self.checksum),
+            "tag": self.tag,
         }
         fields |= self.overrides
-        out.descriptor = place(pack_descriptor(**fields))
-        return out
+        return out.finish()
 
     def decode(self, raw: dict[str, bytes]) -> Result:
         """Read the result from the bytes of :attr:`Image.results`."""
         n_rows, head_dim = self.q.shape
-        o = np.frombuffer(raw["o"], dtype="<u4").reshape(n_rows, head_dim)
-        lse = np.frombuffer(raw["lse"], dtype="<u4")
         if "selection" in raw:
             selected = unpack_selection(raw["selection"], n_rows)
         elif self.explicit is not None:
             selected = self.explicit
         else:
             selected = np.ones((n_rows, self.store.n_chunks), dtype=bool)
+        if not self.attends:
+            return routed_only(selected, head_dim)
+        o = np.frombuffer(raw["o"], dtype="<u4").reshape(n_rows, head_dim)
+        lse = np.frombuffer(raw["lse"], dtype="<u4")
         return Result(o, lse, selected)
+
+
+@dataclass(frozen=True)
+class Fence:
+    """Holds later jobs back until all earlier ones are complete."""
+
+    tag: int = 0
+    overrides: dict[str, int] = field(default_factory=dict)
+
+    def image(self, base: int = 0x1000, placed: Image | None = None) -> Image:
+        """Memory image from ``base`` on: a descriptor and nothing else."""
+        fields = {"opcode": Opcode.FENCE, "tag": self.tag}
+        return Image(fields=fields | self.overrides, end=base).finish()
+
+    def decode(self, raw: dict[str, bytes]) -> None:
+        """Return None: a fence has no result."""
+
+
+def routed_only(selected: Bool, head_dim: int) -> Result:
+    """Return the result of a job that only selects: no outputs."""
+    return Result(np.zeros((0, head_dim), np.uint32), np.zeros(0, np.uint32), selected)
 
 
 def overrun(raw: bytes, size: int) -> bool:

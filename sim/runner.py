@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 from moska.gen.config import Config
 from moska.gen.emit import TOP, generate
+from moska.golden.layout import (
+    COMPLETION_BYTES,
+    COUNTERS,
+    DESCRIPTOR_BYTES,
+    pack_descriptor,
+)
 from moska.golden.unit import Result
 from moska.sim import verilator
 from moska.sim.job import Job, overrun
@@ -17,12 +23,17 @@ class Outcome:
     """What came back from one job."""
 
     result: Result
+    sequence: int
+    tag: int
     counters: dict[str, int]
-    done: bool
-    error: bool
     error_code: int
     error_address: int
     overrun: bool  # bytes behind a result were written
+
+    @property
+    def error(self) -> bool:
+        """Whether the job failed."""
+        return self.error_code != 0
 
 
 class Simulation:
@@ -44,10 +55,11 @@ class Simulation:
         stall: float = 0.0,
         seed: int = 0,
         beat_interval: int = 1,
+        queue: bool = True,
         reset_after: dict[int, int] | None = None,
         max_cycles: int = 2_000_000,
     ) -> list[Outcome | None]:
-        """Run ``jobs`` one after the other in one simulation.
+        """Run ``jobs`` in one simulation.
 
         Parameters
         ----------
@@ -59,8 +71,11 @@ class Simulation:
             of the pauses
         beat_interval
             cycles per data beat that memory needs; 2 halves its bandwidth
+        queue
+            announce all jobs at once; else each one when the one before is complete
         reset_after
-            number of a job: cycle after its start at which the unit is reset; its outcome is None
+            number of a job: cycle after its start at which the unit is reset; its outcome is None.
+            Only without ``queue``
         max_cycles
             limit of one job
 
@@ -69,17 +84,23 @@ class Simulation:
         RuntimeError
             when a job does not end; names the log.
         """
+        if reset_after and queue:
+            raise ValueError("queue must be False to reset after a job")
+        ring_size = max(1, (len(jobs) - 1).bit_length())
+        ring = 0x1000
+        completions = ring + (DESCRIPTOR_BYTES << ring_size)
+        base = completions + (COMPLETION_BYTES << ring_size)
         entries = []
-        base = 0x1000
         images = []
         for index, job in enumerate(jobs):
+            base = -(-base // 0x1000) * 0x1000
             image = job.image(base)
-            base = -(-image.end // 0x1000) * 0x1000
+            base = image.end
             images.append(image)
             entries.append(
                 {
                     "segments": image.segments,
-                    "descriptor": image.descriptor,
+                    "descriptor": pack_descriptor(**image.fields),
                     "results": image.results,
                     "reset_after": (reset_after or {}).get(index),
                 }
@@ -88,7 +109,12 @@ class Simulation:
             "seed": seed,
             "stall": stall,
             "beat_interval": beat_interval,
+            "queue": queue,
+            "ring": ring,
+            "completions": completions,
+            "ring_size": ring_size,
             "reset_cycles": 8,
+            "poll": 100_000,
             "max_cycles": max_cycles,
             "memory_bytes": 1 << max(20, base.bit_length()),
         }
@@ -110,17 +136,16 @@ class Simulation:
             if raw is None:
                 outcomes.append(None)
                 continue
-            status = raw["status"]
+            record, memory = raw["record"], raw["memory"]
             sizes = {name: size for name, (_, size) in image.results.items()}
-            memory = raw["memory"]
             outcomes.append(
                 Outcome(
                     result=job.decode({name: memory[name][:size] for name, size in sizes.items()}),
-                    counters=raw["counters"],
-                    done=bool(status & 2),
-                    error=bool(status & 4),
-                    error_code=(status >> 8) & 0xF,
-                    error_address=raw["error_address"],
+                    sequence=record["sequence"],
+                    tag=record["tag"],
+                    counters={name: record[name] for name in COUNTERS},
+                    error_code=record["code"],
+                    error_address=record["error_addr"],
                     overrun=any(overrun(memory[name], size) for name, size in sizes.items()),
                 )
             )

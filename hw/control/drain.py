@@ -9,9 +9,14 @@ from moska.hw.state import merge_step_layout
 
 
 def drain_block_layout(query_tile, n_tables):
-    """Struct of a block to drain: rows of its tile, their table, whether it is the tile's last."""
+    """Struct of a block to drain: rows of its tile, their table, what ends with it."""
     return data.StructLayout(
-        {"n_rows": range(query_tile + 1), "table": range(n_tables), "tile_last": 1}
+        {
+            "n_rows": range(query_tile + 1),
+            "table": range(n_tables),
+            "tile_last": 1,  # last block of its tile
+            "job_last": 1,  # last block of its job
+        }
     )
 
 
@@ -24,7 +29,7 @@ class Drain(wiring.Component):
 
     Parameters
     ----------
-    max_rows, query_tile, n_words, n_tables : int
+    max_rows, n_contexts, query_tile, n_words, n_tables : int
     slack : int
         steps that may remain at the release, for a tile of one row; each further row adds one,
         since a row is overwritten one cycle after the row before it
@@ -36,20 +41,23 @@ class Drain(wiring.Component):
     release : :py:`Out(1)`
     table, position : Out
         row of the tile whose row id is asked for
-    row : :py:`In(range(max_rows))`
-        its row id, in the same cycle
+    row : :py:`In(range(n_contexts * max_rows))`
+        its {context, row}, in the same cycle
     hazard : :py:`In(1)`
-    step : :py:`Out(merge_step_layout(max_rows, n_words))`
+    step : :py:`Out(merge_step_layout(n_contexts * max_rows, n_words))`
     word, position : Out
         where the value array is to be read
     table_done : :py:`Out(1)`
         pulse when the last block of ``table``'s tile is drained
+    job_done : :py:`Out(1)`
+        pulse with the last step of a job's last block
     busy : :py:`Out(1)`
 
     """
 
-    def __init__(self, *, max_rows, query_tile, n_words, n_tables, slack):
+    def __init__(self, *, max_rows, n_contexts, query_tile, n_words, n_tables, slack):
         self.max_rows = max_rows
+        self.n_contexts = n_contexts
         self.query_tile = query_tile
         self.n_words = n_words
         self.n_tables = n_tables
@@ -62,10 +70,11 @@ class Drain(wiring.Component):
                 "table": Out(range(n_tables)),
                 "position": Out(range(query_tile)),
                 "word": Out(range(max(n_words, 2))),
-                "row": In(range(max(max_rows, 2))),
+                "row": In(range(n_contexts * max_rows)),
                 "hazard": In(1),
-                "step": Out(merge_step_layout(max_rows, n_words)),
+                "step": Out(merge_step_layout(n_contexts * max_rows, n_words)),
                 "table_done": Out(1),
+                "job_done": Out(1),
                 "busy": Out(1),
             }
         )
@@ -104,6 +113,7 @@ class Drain(wiring.Component):
             self.step.word.eq(word),
             self.step.last.eq(last_word),
             self.table_done.eq(go & last & block.tile_last),
+            self.job_done.eq(go & last & block.job_last),
             self.busy.eq(blocks.r_rdy | (n_captured != 0)),
         ]
         with m.If(go):

@@ -1,432 +1,434 @@
 """Fetch: decides what is read from memory, in which order, and where it goes."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import data, enum, stream, wiring
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from moska.golden.formats import MAX_TOKENS, Q_BITS, SCALE_BITS
-from moska.golden.layout import DESCRIPTOR_BYTES, SELECTION_LINE
+from moska.golden.formats import ALIGN, MAX_TOKENS, SCALE_BITS
+from moska.golden.layout import CHECKSUM_BYTES, Selection
 from moska.hw.control.descriptor import descriptor_layout
-from moska.hw.control.gather import slot_layout
-from moska.hw.memory.reader import ReadCommand
-from moska.hw.router.invert import load_layout, row_word_bits
+from moska.hw.control.gather import slot_layout, slot_number_layout
+from moska.hw.control.load import Channel, Target, tag_layout
+from moska.hw.control.scan import ChunkScan
+from moska.hw.memory.reader import read_command_layout
 
 
-class Target(enum.Enum, shape=3):
-    """Where the beats of a read command go."""
-
-    DESCRIPTOR = 0
-    SELECTION = 1
-    QUERY_SCALES = 2
-    QUERIES = 3
-    SCALES = 4
-    KEYS = 5  # of representatives too
-    VALUES = 6
-
-
-class Phase(enum.Enum, shape=3):
-    """What the sequencer has fetched next."""
-
-    DESCRIPTOR = 0
-    SELECTION = 1
-    QUERIES = 2
-    REPRESENTATIVES = 3
-    CHUNKS = 4
+def fetch_job_layout(n_contexts):
+    """Struct of a job whose chunks or representatives are read."""
+    return data.StructLayout(
+        {
+            "context": range(n_contexts),
+            "descriptor": descriptor_layout(),
+            "rep_shift": 4,  # log2 of the representatives of a chunk
+        }
+    )
 
 
-def target_layout(buffer_slots):
-    """Struct that says where a read command's beats go."""
-    return data.StructLayout({"target": Target, "slot": range(buffer_slots)})
+def load_command_layout(n_contexts):
+    """Struct of a read into a memory of the context, or of a descriptor."""
+    return data.StructLayout(
+        {"addr": 64, "n_beats": 20, "target": Target, "context": range(n_contexts)}
+    )
+
+
+def request_layout(n_contexts):
+    """Struct of tokens that wait for slots: of a chunk, or all representatives of a job."""
+    return data.StructLayout(
+        {
+            "context": range(n_contexts),
+            "chunk": range(MAX_TOKENS),  # of the first token
+            "token": range(MAX_TOKENS),
+            "left": range(2 * MAX_TOKENS),
+            "first": 1,  # no slot of the chunk was allocated yet
+            "job_last": 1,  # no other tokens of the job follow these
+        }
+    )
 
 
 class Fetch(wiring.Component):
-    """Issue the read commands of a phase; allocate buffer slots ahead of their use.
+    """Allocate buffer slots and issue the commands that fill them, ahead of their use.
 
-    A slot holds up to ``buffer_tokens`` tokens: scales, keys, and (for chunks) values, read in that
-    order. A chunk that no row selected is skipped. Slots are filled as soon as they are free, so
-    the next chunk is fetched while the current one computes.
+    A slot holds up to ``buffer_tokens`` tokens. Its commands are, in this order: the checksum
+    record (before the first slot of a chunk, when the descriptor asks for it), scales, keys, and
+    (for chunks) values. Reads are rounded up to ALIGN bytes, except that of a record. Slots are
+    allocated in circular order as soon as the next one is free. Chunks of the job on ``attend``
+    and representatives of the job on ``route`` share the slots; representatives go first, from
+    slot to slot. A chunk that no row selected is skipped.
+
+    Loads go before the commands of slots. A slot takes one cycle and one for each command, a
+    skipped chunk one.
+
+    Parameters
+    ----------
+    max_chunks, head_dim, bus_bytes, buffer_tokens, buffer_slots, n_contexts : int
 
     Members
     -------
-    start : :py:`In(stream.Signature(Phase))`
-        ready when the commands of the last phase are all issued
-    descriptor_addr : :py:`In(64)`
-    job : :py:`In(descriptor_layout())`
-    slot_done : :py:`In(1)`
-        pulse: the oldest slot is free
+    attend, route : :py:`In(stream.Signature(fetch_job_layout(n_contexts)))`
+        held until ready, which comes after the job's last command was issued
+    load_cmd : :py:`In(stream.Signature(load_command_layout(n_contexts)))`
+    cmd : :py:`Out(stream.Signature(read_command_layout(len(Channel), tag_layout(...))))`
+    failed : :py:`In(n_contexts)`
+        jobs that have failed: their next slot is their last
     wanted_chunk : Out, wanted : In
-        whether any row selected the chunk, two cycles later
-    every : :py:`In(1)`
-        all chunks are wanted
-    cmd : :py:`Out(stream.Signature(ReadCommand))`
-    target : :py:`Out(stream.Signature(target_layout(buffer_slots)))`
-        one with every command
+        whether any row of the job on ``attend`` selected the chunk, two cycles later
     slot : :py:`Out(stream.Signature(slot_layout(...)))`
+        ``job_last``: no chunk, or representative, of the job follows
+    score_done, value_done : In
+        valid, slot: the slot's keys, or values, are no longer read. A slot of representatives is
+        free after the one, a slot of a chunk after the other, in any order of slots
+    allocated : Out
+        valid, representative: a slot was allocated
+    none : :py:`Out(1)`
+        pulse with the ready of ``attend``: the job reads no chunk and gives no slot
     chunk_read, chunk_skipped : :py:`Out(1)`
-        pulses
+        pulses as chunks are examined, ahead of their reads
     busy : :py:`Out(1)`
-        commands of a phase are left, or slots are in use
+        a job or a command is here, or slots are in use
 
     """
 
-    def __init__(self, *, max_chunks, head_dim, bus_bytes, buffer_tokens, buffer_slots):
+    def __init__(
+        self, *, max_chunks, head_dim, bus_bytes, buffer_tokens, buffer_slots, n_contexts
+    ):
         self.max_chunks = max_chunks
         self.head_dim = head_dim
         self.bus_bytes = bus_bytes
         self.buffer_tokens = buffer_tokens
         self.buffer_slots = buffer_slots
+        self.n_contexts = n_contexts
+        job = stream.Signature(fetch_job_layout(n_contexts))
+        command = read_command_layout(len(Channel), tag_layout(n_contexts, buffer_slots))
         super().__init__(
             {
-                "start": In(stream.Signature(Phase)),
-                "descriptor_addr": In(64),
-                "job": In(descriptor_layout()),
-                "slot_done": In(1),
+                "attend": In(job),
+                "route": In(job),
+                "load_cmd": In(stream.Signature(load_command_layout(n_contexts))),
+                "cmd": Out(stream.Signature(command)),
+                "failed": In(n_contexts),
                 "wanted_chunk": Out(range(max_chunks)),
                 "wanted": In(1),
-                "every": In(1),
-                "cmd": Out(stream.Signature(ReadCommand)),
-                "target": Out(stream.Signature(target_layout(buffer_slots))),
                 "slot": Out(
                     stream.Signature(
-                        slot_layout(max_chunks=max_chunks, buffer_tokens=buffer_tokens)
+                        slot_layout(
+                            max_chunks=max_chunks,
+                            buffer_tokens=buffer_tokens,
+                            n_contexts=n_contexts,
+                        )
                     )
                 ),
+                "score_done": In(slot_number_layout(buffer_slots)),
+                "value_done": In(slot_number_layout(buffer_slots)),
+                "allocated": Out(data.StructLayout({"valid": 1, "representative": 1})),
+                "none": Out(1),
                 "chunk_read": Out(1),
                 "chunk_skipped": Out(1),
                 "busy": Out(1),
             }
         )
 
-    def beats(self, count, bits):
-        """Expression: bus beats of ``count`` items of ``bits`` bits, rounded up."""
-        bus_bits = 8 * self.bus_bytes
-        if bits >= bus_bits:
-            return count << exact_log2(bits // bus_bits)
-        return (count + bus_bits // bits - 1) >> exact_log2(bus_bits // bits)
+    def beats(self, count, size):
+        """Expression: bus beats of ``count`` items of ``size`` bytes, rounded up to ALIGN."""
+        if size >= ALIGN:
+            lines = count << exact_log2(size // ALIGN)
+        else:
+            lines = (count + ALIGN // size - 1) >> exact_log2(ALIGN // size)
+        return lines << exact_log2(ALIGN // self.bus_bytes)
 
     def elaborate(self, platform):
         m = Module()
 
-        m.submodules.slots = slots = SyncFIFO(
-            width=self.slot.payload.shape().size, depth=self.buffer_slots
-        )
-        job = self.job
-        free = Signal(range(self.buffer_slots + 1), init=self.buffer_slots)
-        index = Signal(range(self.buffer_slots))  # slot being filled
-        chunk = Signal(range(MAX_TOKENS + 1))
-        start_token = Signal(range(2 * MAX_TOKENS))  # first token of the chunk
-        token = Signal(range(2 * MAX_TOKENS))  # first token of the slot
-        left = Signal(range(2 * MAX_TOKENS))  # tokens of the chunk, or representatives, to fetch
-        representative = Signal()
-        n_tokens = Signal(range(self.buffer_tokens + 1))
-        wait = Signal(2)
-
-        # One command and its target leave together.
-        addr = Signal(64)
-        n_beats = Signal(20)
-        target = Signal(Target)
-        issue = Signal()
-        issued = Signal()
+        m.submodules.scan = self.scan = ChunkScan(max_chunks=self.max_chunks)
         m.d.comb += [
-            issued.eq(issue & self.cmd.ready & self.target.ready),
-            self.cmd.valid.eq(issue & self.target.ready),
-            self.target.valid.eq(issue & self.cmd.ready),
-            self.cmd.payload.addr.eq(addr),
-            self.cmd.payload.n_beats.eq(n_beats),
-            self.target.payload.target.eq(target),
-            self.target.payload.slot.eq(index),
+            self.wanted_chunk.eq(self.scan.wanted_chunk),
+            self.scan.wanted.eq(self.wanted),
+            self.chunk_read.eq(self.scan.read),
+            self.chunk_skipped.eq(self.scan.skipped),
+        ]
+
+        # Tokens that wait for slots.
+        shape = request_layout(self.n_contexts)
+        self.chunk = Signal(shape)
+        self.chunk_asks = Signal()
+        self.rep = Signal(shape)
+        self.rep_asks = Signal()
+        # The slot that is allocated in this cycle, and whose it is.
+        self.granted = Signal(range(self.buffer_tokens + 1))  # tokens
+        self.ends_chunk = Signal()
+        self.ends_job = Signal()
+        self.chunk_granted = Signal()
+        self.rep_granted = Signal()
+        # Commands of a slot are left.
+        self.chunk_issuing = Signal()
+        self.rep_issuing = Signal()
+
+        self.chunks(m)
+        self.representatives(m)
+        self.slots(m)
+        return m
+
+    def chunks(self, m):
+        """Ask for slots for each wanted chunk of the job on ``attend``."""
+        scan, job, chunk = self.scan, self.attend.payload, self.chunk
+        descriptor, found = job.descriptor, self.scan.o.payload
+        rest = Signal(range(MAX_TOKENS + 1))  # tokens of the job from the chunk's first one on
+        found_last = Signal()
+        m.d.comb += [
+            scan.start.payload.n_chunks.eq(descriptor.n_chunks),
+            scan.start.payload.chunk_tokens.eq(descriptor.chunk_tokens),
+            scan.start.payload.every.eq(descriptor.selection == Selection.ALL),
+            rest.eq(descriptor.n_tokens - found.token),
+        ]
+        with m.FSM(name="chunks"):
+            with m.State("IDLE"):
+                m.d.comb += scan.start.valid.eq(self.attend.valid)
+                with m.If(self.attend.valid & scan.start.ready):
+                    m.next = "FIND"
+            with m.State("FIND"):
+                m.d.comb += scan.o.ready.eq(1)
+                m.d.sync += [
+                    found_last.eq(found.last),
+                    chunk.context.eq(job.context),
+                    chunk.chunk.eq(found.chunk),
+                    chunk.token.eq(found.token),
+                    # The last chunk may be short.
+                    chunk.left.eq(
+                        Mux(rest < descriptor.chunk_tokens, rest, descriptor.chunk_tokens)
+                    ),
+                    chunk.first.eq(1),
+                    chunk.job_last.eq(found.last),
+                ]
+                with m.If(scan.o.valid):
+                    m.next = "ASK"
+                    with m.If(found.none):
+                        m.d.comb += [self.none.eq(1), self.attend.ready.eq(1)]
+                        m.next = "IDLE"
+            with m.State("ASK"):
+                m.d.comb += self.chunk_asks.eq(1)
+                with m.If(self.chunk_granted):
+                    m.d.sync += [
+                        chunk.token.eq(chunk.token + self.granted),
+                        chunk.left.eq(chunk.left - self.granted),
+                        chunk.first.eq(0),
+                    ]
+                    with m.If(self.ends_job):
+                        m.next = "END"
+                    with m.Elif(self.ends_chunk):
+                        m.next = "FIND"
+            with m.State("END"):
+                # Chunks of a job that has failed may be left.
+                m.d.comb += [scan.stop.eq(~found_last), scan.o.ready.eq(~found_last)]
+                with m.If(scan.o.valid & scan.o.ready):
+                    m.d.sync += found_last.eq(found.last)
+                with m.If(found_last & ~self.chunk_issuing):
+                    m.d.comb += self.attend.ready.eq(1)
+                    m.next = "IDLE"
+
+    def representatives(self, m):
+        """Ask for slots for the representatives of the job on ``route``."""
+        job, rep = self.route.payload, self.rep
+        left = Signal(rep.left.shape())
+        m.d.comb += [
+            left.eq(job.descriptor.n_chunks << job.rep_shift),
+            rep.context.eq(job.context),
+            rep.chunk.eq(rep.token >> job.rep_shift),
+            rep.first.eq(0),
+            rep.job_last.eq(1),
+        ]
+        with m.FSM(name="representatives"):
+            with m.State("IDLE"):
+                m.d.sync += [rep.token.eq(0), rep.left.eq(left)]
+                with m.If(self.route.valid):
+                    m.next = "ASK"
+            with m.State("ASK"):
+                m.d.comb += self.rep_asks.eq(1)
+                with m.If(self.rep_granted):
+                    m.d.sync += [
+                        rep.token.eq(rep.token + self.granted),
+                        rep.left.eq(rep.left - self.granted),
+                    ]
+                    with m.If(self.ends_job):
+                        m.next = "END"
+            with m.State("END"):
+                with m.If(~self.rep_issuing):
+                    m.d.comb += self.route.ready.eq(1)
+                    m.next = "IDLE"
+
+    def slots(self, m):
+        """Allocate slots; issue their commands, and those of loads."""
+        slot_shape = self.slot.payload.shape()
+        # Never full: an entry leaves before its slot is free.
+        m.submodules.slots = slots = SyncFIFO(width=slot_shape.size, depth=self.buffer_slots)
+        # Two places: full rate without a path from ready to ready.
+        command_shape = self.cmd.payload.shape()
+        m.submodules.commands = commands = SyncFIFO(width=command_shape.size, depth=2)
+
+        # Slots in use.
+        used = Signal(self.buffer_slots)
+        of_representatives = Signal(self.buffer_slots)
+        index = Signal(range(self.buffer_slots))  # being filled
+        allocate = Signal()
+        taken = Signal(self.buffer_slots)
+        freed = Signal(self.buffer_slots)
+        with m.If(allocate):
+            m.d.comb += taken.eq(1 << index)
+        for slot in range(self.buffer_slots):
+            m.d.comb += freed[slot].eq(
+                (self.score_done.valid & (self.score_done.slot == slot) & of_representatives[slot])
+                | (self.value_done.valid & (self.value_done.slot == slot))
+            )
+        m.d.sync += used.eq((used | taken) & ~freed)
+
+        # The slot to allocate: whose it is, what it holds.
+        asked = Signal(self.chunk.shape())
+        failed = Signal()
+        rest_fits = Signal()
+        slot = Signal(slot_shape)
+        m.d.comb += [
+            asked.eq(Mux(self.rep_asks, self.rep, self.chunk)),
+            failed.eq(self.failed.bit_select(asked.context, 1)),
+            rest_fits.eq(asked.left <= self.buffer_tokens),
+            self.granted.eq(Mux(rest_fits, asked.left, self.buffer_tokens)),
+            self.ends_chunk.eq(rest_fits | failed),
+            self.ends_job.eq((rest_fits & asked.job_last) | failed),
+            self.rep_granted.eq(allocate & self.rep_asks),
+            self.chunk_granted.eq(allocate & ~self.rep_asks),
+            slot.representative.eq(self.rep_asks),
+            slot.context.eq(asked.context),
+            slot.chunk.eq(asked.chunk),
+            slot.n_tokens.eq(self.granted),
+            slot.all.eq(self.rep_asks | self.scan.start.payload.every),
+            slot.job_last.eq(self.ends_job),
+            slots.w_data.eq(slot),
+            slots.w_en.eq(allocate),
             self.slot.valid.eq(slots.r_rdy),
             self.slot.payload.eq(slots.r_data),
             slots.r_en.eq(self.slot.ready),
-            n_tokens.eq(Mux(left > self.buffer_tokens, self.buffer_tokens, left)),
-            self.wanted_chunk.eq(chunk[: len(self.wanted_chunk)]),
+            self.allocated.valid.eq(allocate),
+            self.allocated.representative.eq(self.rep_asks),
         ]
-        row_shift = exact_log2(self.head_dim)
-        scale_base, key_base = Signal(64), Signal(64)
+
+        # The slot whose commands are issued.
+        current = Signal(asked.shape(), reset_less=True)
+        representative = Signal()
+        n_tokens = Signal(range(self.buffer_tokens + 1), reset_less=True)
+        chunk_last = Signal(reset_less=True)
+        issuing = Signal()
         m.d.comb += [
-            scale_base.eq(Mux(representative, job.rep_scale_addr, job.scale_addr)),
-            key_base.eq(Mux(representative, job.rep_addr, job.k_addr)),
+            self.rep_issuing.eq(issuing & representative),
+            self.chunk_issuing.eq(issuing & ~representative),
         ]
+        with m.If(allocate):
+            m.d.sync += [
+                current.eq(asked),
+                representative.eq(self.rep_asks),
+                n_tokens.eq(self.granted),
+                chunk_last.eq(self.ends_chunk),
+                of_representatives.bit_select(index, 1).eq(self.rep_asks),
+            ]
 
-        allocated = Signal()
-        m.d.sync += free.eq(free + self.slot_done - allocated)
-        idle = Signal()
-        m.d.comb += self.busy.eq(~idle | (free != self.buffer_slots))
-
-        # The last chunk may be short.
-        rest = Signal(range(2 * MAX_TOKENS))
-        chunk_tokens = Signal(range(2 * MAX_TOKENS))
+        base, offset = Signal(64), Signal(64)
+        command = Signal(command_shape)
+        issue = Signal()
+        issued = Signal()
+        attend, route = self.attend.payload.descriptor, self.route.payload.descriptor
         m.d.comb += [
-            rest.eq(job.n_tokens - start_token),
-            chunk_tokens.eq(Mux(rest < job.chunk_tokens, rest, job.chunk_tokens)),
+            issued.eq(issue & commands.w_rdy & ~self.load_cmd.valid),
+            self.load_cmd.ready.eq(commands.w_rdy),
+            commands.w_en.eq(issue | self.load_cmd.valid),
+            commands.w_data.eq(command),
+            self.cmd.valid.eq(commands.r_rdy),
+            self.cmd.payload.eq(commands.r_data),
+            commands.r_en.eq(self.cmd.ready),
         ]
 
-        with m.FSM(name="fetch"):
-            with m.State("IDLE"):
-                m.d.comb += [idle.eq(1), self.start.ready.eq(1)]
-                m.d.sync += [chunk.eq(0), start_token.eq(0), token.eq(0), wait.eq(0)]
-                with m.If(self.start.valid):
-                    with m.Switch(self.start.payload):
-                        with m.Case(Phase.DESCRIPTOR):
-                            m.next = "DESCRIPTOR"
-                        with m.Case(Phase.SELECTION):
-                            m.next = "SELECTION"
-                        with m.Case(Phase.QUERIES):
-                            m.next = "QUERY_SCALES"
-                        with m.Case(Phase.REPRESENTATIVES):
-                            m.d.sync += representative.eq(1)
-                            m.next = "COUNT_REPRESENTATIVES"
-                        with m.Case(Phase.CHUNKS):
-                            m.d.sync += representative.eq(0)
-                            m.next = "CHUNK"
+        def issue_read(channel, target, address, distance, n_beats):
+            m.d.comb += [
+                issuing.eq(1),
+                issue.eq(1),
+                base.eq(address),
+                offset.eq(distance),
+                command.id.eq(channel),
+                command.tag.target.eq(target),
+                command.n_beats.eq(n_beats),
+            ]
 
-            def single(name, target_code, address, beats, following="IDLE"):
-                with m.State(name):
-                    m.d.comb += [
-                        issue.eq(1),
-                        target.eq(target_code),
-                        addr.eq(address),
-                        n_beats.eq(beats),
-                    ]
-                    with m.If(issued):
-                        m.next = following
-
-            single(
-                "DESCRIPTOR",
-                Target.DESCRIPTOR,
-                self.descriptor_addr,
-                DESCRIPTOR_BYTES // self.bus_bytes,
-            )
-            single(
-                "SELECTION",
-                Target.SELECTION,
-                job.selection_addr,
-                self.beats(job.n_chunks, 8 * SELECTION_LINE),
-            )
-            single(
-                "QUERY_SCALES",
-                Target.QUERY_SCALES,
-                job.q_scale_addr,
-                self.beats(job.n_rows, SCALE_BITS),
-                "QUERIES",
-            )
-            single(
-                "QUERIES",
-                Target.QUERIES,
-                job.q_addr,
-                self.beats(job.n_rows, self.head_dim * Q_BITS),
-            )
-
-            with m.State("COUNT_REPRESENTATIVES"):
-                # Representatives per chunk are a power of two: one of these terms.
-                counts = [
-                    Mux(job.rep_rows[bit], job.n_chunks << bit, 0)
-                    for bit in range(exact_log2(self.buffer_tokens) + 1)
-                ]
-                m.d.sync += left.eq(sum(counts))
-                m.next = "SLOT"
-
-            with m.State("CHUNK"):
-                with m.If(chunk == job.n_chunks):
-                    m.next = "IDLE"
-                with m.Elif(self.every):
-                    m.next = "TAKE"
-                with m.Else():
-                    m.d.sync += wait.eq(wait + 1)
-                    with m.If(wait == 3):
-                        with m.If(self.wanted):
-                            m.next = "TAKE"
-                        with m.Else():
-                            m.d.comb += self.chunk_skipped.eq(1)
-                            m.d.sync += [
-                                chunk.eq(chunk + 1),
-                                start_token.eq(start_token + job.chunk_tokens),
-                            ]
-            with m.State("TAKE"):
-                m.d.comb += self.chunk_read.eq(1)
-                m.d.sync += [
-                    token.eq(start_token),
-                    left.eq(chunk_tokens),
-                    start_token.eq(start_token + job.chunk_tokens),
-                    wait.eq(0),
-                ]
-                m.next = "SLOT"
-
-            with m.State("SLOT"):
-                with m.If((free != 0) & slots.w_rdy):
-                    m.d.comb += [allocated.eq(1), slots.w_en.eq(1)]
+        scale_bytes = 2 * SCALE_BITS // 8
+        row_offset = current.token << exact_log2(self.head_dim)
+        row_beats = self.beats(n_tokens, self.head_dim)
+        with m.FSM(name="slots"):
+            with m.State("ALLOCATE"):
+                m.d.comb += allocate.eq(
+                    (self.rep_asks | self.chunk_asks) & ~used.bit_select(index, 1)
+                )
+                with m.If(allocate):
+                    m.next = "SCALES"
+                    with m.If(~self.rep_asks & asked.first & attend.checksum[0]):
+                        m.next = "CHECKSUM"
+            with m.State("CHECKSUM"):
+                issue_read(
+                    Channel.SCALES,
+                    Target.CHECKSUM,
+                    attend.checksum_addr,
+                    current.chunk << exact_log2(CHECKSUM_BYTES),
+                    max(1, CHECKSUM_BYTES // self.bus_bytes),
+                )
+                with m.If(issued):
                     m.next = "SCALES"
             with m.State("SCALES"):
-                m.d.comb += [
-                    issue.eq(1),
-                    target.eq(Target.SCALES),
-                    addr.eq(scale_base + (token << 2)),
-                    n_beats.eq(self.beats(n_tokens, 2 * SCALE_BITS)),
-                ]
+                issue_read(
+                    Channel.SCALES,
+                    Target.SCALES,
+                    Mux(representative, route.rep_scale_addr, attend.scale_addr),
+                    current.token << exact_log2(scale_bytes),
+                    self.beats(n_tokens, scale_bytes),
+                )
                 with m.If(issued):
                     m.next = "KEYS"
             with m.State("KEYS"):
-                m.d.comb += [
-                    issue.eq(1),
-                    target.eq(Target.KEYS),
-                    addr.eq(key_base + (token << row_shift)),
-                    n_beats.eq(self.beats(n_tokens, 8 * self.head_dim)),
-                ]
+                issue_read(
+                    Channel.KEYS,
+                    Target.KEYS,
+                    Mux(representative, route.rep_addr, attend.k_addr),
+                    row_offset,
+                    row_beats,
+                )
                 with m.If(issued):
                     m.next = "VALUES"
                     with m.If(representative):
-                        m.next = "NEXT"
+                        m.d.sync += index.eq(index + 1)
+                        m.next = "ALLOCATE"
             with m.State("VALUES"):
-                m.d.comb += [
-                    issue.eq(1),
-                    target.eq(Target.VALUES),
-                    addr.eq(job.v_addr + (token << row_shift)),
-                    n_beats.eq(self.beats(n_tokens, 8 * self.head_dim)),
-                ]
+                issue_read(Channel.VALUES, Target.VALUES, attend.v_addr, row_offset, row_beats)
                 with m.If(issued):
-                    m.next = "NEXT"
-            with m.State("NEXT"):
-                m.d.sync += [
-                    index.eq(index + 1),
-                    token.eq(token + n_tokens),
-                    left.eq(left - n_tokens),
-                ]
-                with m.If(left != n_tokens):
-                    m.next = "SLOT"
-                with m.Elif(representative):
-                    m.next = "IDLE"
-                with m.Else():
-                    m.d.sync += chunk.eq(chunk + 1)
-                    m.next = "CHUNK"
+                    m.d.sync += index.eq(index + 1)
+                    m.next = "ALLOCATE"
 
-        slot = Signal(self.slot.payload.shape())
-        rep_chunk = Signal(range(2 * MAX_TOKENS))
-        with m.Switch(job.rep_rows):
-            for bit in range(exact_log2(self.buffer_tokens) + 1):
-                with m.Case(1 << bit):
-                    m.d.comb += rep_chunk.eq(token >> bit)
         m.d.comb += [
-            slot.representative.eq(representative),
-            slot.chunk.eq(Mux(representative, rep_chunk, chunk)),
-            slot.n_tokens.eq(n_tokens),
-            slot.all.eq(representative | self.every),
-            slots.w_data.eq(slot),
+            command.addr.eq(base + offset),
+            command.tag.context.eq(current.context),
+            command.tag.slot.eq(index),
+            command.tag.representative.eq(representative),
+            command.tag.chunk_first.eq(~representative & current.first),
+            command.tag.chunk_last.eq(~representative & chunk_last),
+            command.tag.checked.eq(~representative & attend.checksum[0]),
         ]
-
-        return m
-
-
-class Load(wiring.Component):
-    """Send the read beats to their targets; report what is complete.
-
-    Full rate, except for an explicit selection, whose row words are stored one a cycle.
-
-    Members
-    -------
-    i : In
-        beats of the read master
-    target : :py:`In(stream.Signature(target_layout(buffer_slots)))`
-    n_rows : In
-        rows of the job; selection bits of other rows are cleared
-    write : Out
-        data, and beat number within the target; ``strobe`` bit t is set for Target t
-    slot : Out
-    k_filled, v_filled, done : :py:`Out(1)`
-        last beat of a slot's keys or values; last beat of any other command
-    selection : Out
-        stream of {chunk, row_word, bits} to the inverter
-
-    """
-
-    def __init__(self, *, data_width, max_rows, max_chunks, buffer_slots):
-        self.data_width = data_width
-        self.max_rows = max_rows
-        self.max_chunks = max_chunks
-        self.n_row_words = max_rows // row_word_bits(max_rows)
-        super().__init__(
-            {
-                "i": In(stream.Signature(data.StructLayout({"data": data_width, "last": 1}))),
-                "target": In(stream.Signature(target_layout(buffer_slots))),
-                "n_rows": In(range(max_rows + 1)),
-                "strobe": Out(len(Target)),
-                "beat": Out(20),
-                "data": Out(data_width),
-                "slot": Out(range(buffer_slots)),
-                "k_filled": Out(1),
-                "v_filled": Out(1),
-                "done": Out(1),
-                "selection": Out(
-                    stream.Signature(
-                        load_layout(max_rows, max_chunks)
-                    )
-                ),
-            }
+        load = self.load_cmd.payload
+        with m.If(self.load_cmd.valid):
+            m.d.comb += [
+                command.eq(0),
+                command.id.eq(Channel.CONTROL),
+                command.addr.eq(load.addr),
+                command.n_beats.eq(load.n_beats),
+                command.tag.target.eq(load.target),
+                command.tag.context.eq(load.context),
+            ]
+        m.d.comb += self.busy.eq(
+            self.attend.valid
+            | self.route.valid
+            | self.load_cmd.valid
+            | commands.r_rdy
+            | (used != 0)
         )
-
-    def elaborate(self, platform):
-        m = Module()
-
-        take = Signal()
-        beat = Signal(20)
-        target = self.target.payload.target
-        m.d.comb += [
-            self.target.ready.eq(take & self.i.payload.last),
-            self.data.eq(self.i.payload.data),
-            self.beat.eq(beat),
-            self.slot.eq(self.target.payload.slot),
-            self.i.ready.eq(take),
-        ]
-        with m.If(take):
-            m.d.sync += beat.eq(Mux(self.i.payload.last, 0, beat + 1))
-
-        # An explicit selection: line = chunk, 32-bit words of it = rows.
-        words_per_beat = self.data_width // 32
-        beats_per_line = SELECTION_LINE * 8 // self.data_width
-        word = Signal(range(max(words_per_beat, 2)))
-        number = Signal(range(max(SELECTION_LINE // 4, 2)))  # word within the line
-        part = Signal(32)
-        used = Signal()
-        mask = Signal(32)
-        line_beat = beat[: exact_log2(beats_per_line)] if beats_per_line > 1 else 0
-        m.d.comb += [
-            number.eq(line_beat * words_per_beat + word),
-            used.eq(number < self.n_row_words),
-            part.eq(self.data.word_select(word, 32)),
-            mask.eq(Cat((number << 5) + bit < self.n_rows for bit in range(32))),
-            self.selection.payload.chunk.eq(beat >> exact_log2(beats_per_line)),
-            self.selection.payload.row_word.eq(number),
-            self.selection.payload.bits.eq(part & mask),
-        ]
-        moves = Signal()
-        selecting = Signal()
-        m.d.comb += [
-            selecting.eq(self.i.valid & self.target.valid & (target == Target.SELECTION)),
-            self.selection.valid.eq(selecting & used),
-            moves.eq(selecting & (~used | self.selection.ready)),
-        ]
-        with m.If(moves):
-            m.d.sync += word.eq(Mux(word == words_per_beat - 1, 0, word + 1))
-
-        with m.If(target == Target.SELECTION):
-            m.d.comb += take.eq(moves & (word == words_per_beat - 1))
-        with m.Else():
-            m.d.comb += take.eq(self.i.valid & self.target.valid)
-            with m.If(take):
-                m.d.comb += self.strobe.eq(1 << target.as_value())
-
-        complete = Signal()
-        m.d.comb += [
-            complete.eq(take & self.i.payload.last),
-            self.k_filled.eq(complete & (target == Target.KEYS)),
-            self.v_filled.eq(complete & (target == Target.VALUES)),
-            self.done.eq(
-                complete
-                & (target != Target.KEYS)
-                & (target != Target.VALUES)
-                & (target != Target.SCALES)
-            ),
-        ]
-
-        return m

@@ -8,7 +8,7 @@ from amaranth.utils import exact_log2
 from moska.golden.formats import BLOCK_TOKENS
 from moska.golden.router import Router
 from moska.hw.arrays.score import Phi
-from moska.hw.control.gather import tile_layout
+from moska.hw.control.gather import slot_number_layout, tile_layout
 
 SCORE_BANKS = 4  # blocks of scores that may wait for their value pass
 
@@ -22,6 +22,7 @@ def block_layout(*, query_tile, n_tables, buffer_slots):
             "table": range(n_tables),
             "slot": range(buffer_slots),
             "tile_last": 1,  # last block of its tile
+            "job_last": 1,  # last block of its job
             "slot_last": 1,  # last block of the last tile: the slot is free afterwards
             "slot_first": 1,  # first block of a tile: tokens start at the slot's first
         }
@@ -38,7 +39,10 @@ class ScoreIssue(wiring.Component):
 
     ``issue`` describes the beat whose ``k_addr`` and ``scale_addr`` are presented in the same
     cycle. A token's beats are never interrupted. A block starts when one of SCORE_BANKS score
-    banks is free; ``block_done`` frees one.
+    banks is free; ``block_done`` frees one. With more than one lane, a short tile of
+    representatives is followed by idle cycles, so that the next tile starts at least
+    ``query_tile`` cycles after it: lanes lag behind each other, and keys of two tiles must not
+    share a key bank of the selector.
 
     Members
     -------
@@ -55,8 +59,10 @@ class ScoreIssue(wiring.Component):
         presented with the block's first beat; must be accepted at once
     key_tag : Out
         valid with the beat 0 of a chunk's last representative
-    tile_issued, slot_done : :py:`Out(1)`
-        last beat of a tile; last beat of a slot of representatives
+    tile_issued : :py:`Out(1)`
+        last beat of a tile
+    score_done : :py:`Out(slot_number_layout(buffer_slots))`
+        valid, slot: last beat of a slot's last tile
     stalled_memory, stalled_query, stalled_softmax : :py:`Out(1)`
         why no beat is issued, one at most
 
@@ -73,6 +79,7 @@ class ScoreIssue(wiring.Component):
         buffer_slots,
         n_tables,
         n_lanes,
+        n_contexts,
     ):
         self.fold = fold
         self.query_tile = query_tile
@@ -90,6 +97,7 @@ class ScoreIssue(wiring.Component):
                             query_tile=query_tile,
                             buffer_tokens=buffer_tokens,
                             n_tables=n_tables,
+                            n_contexts=n_contexts,
                         )
                     )
                 ),
@@ -132,7 +140,7 @@ class ScoreIssue(wiring.Component):
                     )
                 ),
                 "tile_issued": Out(1),
-                "slot_done": Out(1),
+                "score_done": Out(slot_number_layout(buffer_slots)),
                 "stalled_memory": Out(1),
                 "stalled_query": Out(1),
                 "stalled_softmax": Out(1),
@@ -183,10 +191,10 @@ class ScoreIssue(wiring.Component):
             m.d.sync += slot.eq(slot + 1)
         with m.If(block_end & ~tile.representative):
             m.d.sync += score_bank.eq(score_bank + 1)
-        # Lanes lag behind each other: two tiles of representatives must not share a key bank.
         if self.n_lanes > 1:
-            with m.If(tile_end & tile.representative):
-                m.d.sync += gap.eq(self.query_tile)
+            beats = tile.n_tokens << exact_log2(self.fold)
+            with m.If(tile_end & tile.representative & (beats < self.query_tile)):
+                m.d.sync += gap.eq(self.query_tile - beats)
             with m.Elif(gap != 0):
                 m.d.sync += gap.eq(gap - 1)
         starts_block = go & opening & ~tile.representative
@@ -225,7 +233,8 @@ class ScoreIssue(wiring.Component):
             ),
             self.tile.ready.eq(tile_end),
             self.tile_issued.eq(tile_end),
-            self.slot_done.eq(tile_end & tile.last & tile.representative),
+            self.score_done.valid.eq(tile_end & tile.last),
+            self.score_done.slot.eq(slot),
             self.key_tag.valid.eq(
                 go & (beat == 0) & tile.representative & self.issue.rep_last
             ),
@@ -243,6 +252,7 @@ class ScoreIssue(wiring.Component):
             block.table.eq(tile.table),
             block.slot.eq(slot),
             block.tile_last.eq(rest <= BLOCK_TOKENS),
+            block.job_last.eq((rest <= BLOCK_TOKENS) & tile.job_last),
             block.slot_last.eq((rest <= BLOCK_TOKENS) & tile.last),
             block.slot_first.eq(token == 0),
         ]

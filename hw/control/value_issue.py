@@ -8,6 +8,7 @@ from amaranth.utils import exact_log2
 
 from moska.golden.formats import BLOCK_TOKENS
 from moska.hw.control.drain import drain_block_layout
+from moska.hw.control.gather import slot_number_layout
 from moska.hw.control.score_issue import SCORE_BANKS, block_layout
 
 
@@ -32,7 +33,9 @@ class ValueIssue(wiring.Component):
     v_addr, scale_addr : Out
     drain : :py:`Out(stream.Signature(drain_block_layout(...)))`
         with the first beat of a block's last token; must be accepted at once
-    block_done, slot_done : :py:`Out(1)`
+    block_done : :py:`Out(1)`
+    value_done : :py:`Out(slot_number_layout(buffer_slots))`
+        valid, slot: with the last beat of a slot; its values are read as late as ``v_addr`` is used
     busy : :py:`Out(1)`
 
     """
@@ -73,7 +76,7 @@ class ValueIssue(wiring.Component):
                     stream.Signature(drain_block_layout(query_tile=query_tile, n_tables=n_tables))
                 ),
                 "block_done": Out(1),
-                "slot_done": Out(1),
+                "value_done": Out(slot_number_layout(buffer_slots)),
                 "busy": Out(1),
             }
         )
@@ -150,8 +153,10 @@ class ValueIssue(wiring.Component):
             self.drain.payload.n_rows.eq(block.n_rows),
             self.drain.payload.table.eq(block.table),
             self.drain.payload.tile_last.eq(block.tile_last),
+            self.drain.payload.job_last.eq(block.job_last),
             self.block_done.eq(block_end),
-            self.slot_done.eq(block_end & block.slot_last),
+            self.value_done.valid.eq(block_end & block.slot_last),
+            self.value_done.slot.eq(block.slot),
         ]
 
         return m

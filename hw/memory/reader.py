@@ -1,6 +1,6 @@
-"""Read master: commands in, AXI4 read bursts out, beats back in order."""
+"""Read master: tagged commands in, AXI4 read bursts of several IDs out, beats back."""
 
-from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
@@ -11,64 +11,108 @@ from moska.hw.memory.axi import (
     AXI4Read,
     Burst,
     BurstSplitter,
-    Command,
     Response,
     check_data_width,
     check_max_burst,
     default_max_burst,
 )
+from moska.hw.memory.window import WindowGuard
 
-ReadCommand = Command
+BEATS_BITS = 20  # of the beats of a command
+
+
+def read_command_layout(n_ids, tag_shape):
+    """Struct of a read command: a run of bus words, its ID, and what travels to its beats."""
+    return data.StructLayout(
+        {"addr": 64, "n_beats": BEATS_BITS, "id": range(n_ids), "tag": tag_shape}
+    )
+
+
+def read_beat_layout(data_width, n_ids, tag_shape):
+    """Struct of a delivered beat.
+
+    ``beat``: number within its command; ``last``: of its command; ``bad``: RRESP is not OKAY;
+    ``addr``: of the beat, with the bits below the bus word as in the command.
+    """
+    return data.StructLayout(
+        {
+            "data": data_width,
+            "id": range(n_ids),
+            "tag": tag_shape,
+            "beat": BEATS_BITS,
+            "last": 1,
+            "bad": 1,
+            "addr": 64,
+        }
+    )
 
 
 class ReadMaster(wiring.Component):
-    """Read runs of bus words; deliver their beats in command order.
+    """Read runs of bus words; deliver their beats with the tags of their commands.
 
-    A command becomes INCR bursts with one ID that end at multiples of ``max_burst`` bytes, hence
-    never cross 4 KiB. Bursts are requested ahead, one a cycle at most, across commands, until
+    A command becomes INCR bursts that end at multiples of ``max_burst`` bytes, hence never cross
+    4 KiB. Bursts are requested ahead, one a cycle at most, across commands, until
     ``max_in_flight`` bytes are requested and not yet delivered on ``o``. Latency: ARVALID
-    ``latency`` cycles after the command's transfer. R passes to ``o`` without a register, one beat
-    a cycle; RREADY is ``o.ready`` while a command is open. The rate holds as long as memory
-    answers within ``(max_in_flight - max_burst) / bus bytes`` cycles.
+    ``latency`` cycles after the command's transfer; ``o`` offers a beat ``beat_latency`` cycles
+    after its transfer on R. One beat a cycle; RREADY comes from a register. The rate holds as long
+    as memory answers within ``(max_in_flight - max_burst) / bus bytes`` cycles.
 
-    A beat whose RRESP is not OKAY sets ``error`` and, when it is the first since ``clear``, stores
-    its address; the data passes all the same, so that the receiver drains. A bad beat in the
-    cycle of ``clear`` wins: ``error`` is set, with the address of that beat. RLAST and RID are not
-    used: with one ID, AXI4 returns the beats in order.
+    Beats of one ID are delivered in the order of its commands; memory may answer different IDs in
+    any order and interleave their beats. RLAST is not used. A beat of an ID without a command
+    waits, which a correct memory never causes.
 
-    Storage: ``max_commands`` x 84 bits of memory read without a clock.
+    No burst that is not wholly in the window is put on AR: ``fault`` is set until reset, what was
+    requested before is delivered, and the rest stays undone.
+
+    Storage: ``n_ids * max_commands`` x (84 + bits of a tag) bits of memory read without a clock;
+    two beats.
 
     Parameters
     ----------
     data_width : int
         bits of a beat, a power of two from 8 to 1024
+    tag_shape : ShapeLike
+        what a command brings for its beats
+    n_ids : int
+        read IDs, a power of two
     max_in_flight : int
         bytes requested and not yet delivered, at least ``max_burst``
     max_burst : int
         bytes of the longest burst: a power of two, from one beat to 256 beats or 4096 bytes;
         1024 (or 256 beats, if that is less) when not given
     max_commands : int
-        accepted commands that wait behind the one being delivered
+        commands of one ID that are accepted and not wholly delivered
 
     Members
     -------
-    cmd : :py:`In(stream.Signature(ReadCommand))`
-        ``addr`` in bytes, its bits below the bus word taken as 0; ``n_beats`` at least 1
-    o : :py:`Out(stream.Signature(StructLayout({"data": data_width, "last": 1})))`
-        ``last`` marks the last beat of a command
-    axi : :py:`Out(AXI4Read(data_width))`
-    clear : :py:`In(1)`
-    error : :py:`Out(1)`
-    error_addr : :py:`Out(64)`
+    cmd : :py:`In(stream.Signature(read_command_layout(n_ids, tag_shape)))`
+        ``addr`` in bytes, its bits below the bus word taken as 0 for AR; ``n_beats`` at least 1
+    o : :py:`Out(stream.Signature(read_beat_layout(data_width, n_ids, tag_shape)))`
+    axi : :py:`Out(AXI4Read(data_width, id_width=max(1, exact_log2(n_ids))))`
+    window_base, window_limit : :py:`In(64)`
+        addresses of the first and the last byte that may be read; constant while ``busy``
+    fault : :py:`Out(1)`
     busy : :py:`Out(1)`
         an accepted command has beats to deliver
 
     """
 
-    latency = 2
+    latency = 3
+    beat_latency = 1
 
-    def __init__(self, *, data_width, max_in_flight=8192, max_burst=None, max_commands=16):
+    def __init__(
+        self,
+        *,
+        data_width,
+        tag_shape,
+        n_ids=4,
+        max_in_flight=8192,
+        max_burst=None,
+        max_commands=16,
+    ):
         check_data_width(data_width)
+        if n_ids < 1 or n_ids & (n_ids - 1):
+            raise ValueError(f"n_ids must be a power of two, not {n_ids!r}")
         if max_burst is None:
             max_burst = default_max_burst(data_width)
         check_max_burst(data_width, max_burst)
@@ -79,17 +123,19 @@ class ReadMaster(wiring.Component):
         if max_commands < 1:
             raise ValueError(f"max_commands must be at least 1, not {max_commands!r}")
         self.data_width = data_width
+        self.tag_shape = tag_shape
+        self.n_ids = n_ids
         self.max_in_flight = max_in_flight
         self.max_burst = max_burst
         self.max_commands = max_commands
         super().__init__(
             {
-                "cmd": In(stream.Signature(ReadCommand)),
-                "o": Out(stream.Signature(data.StructLayout({"data": data_width, "last": 1}))),
-                "axi": Out(AXI4Read(data_width)),
-                "clear": In(1),
-                "error": Out(1),
-                "error_addr": Out(64),
+                "cmd": In(stream.Signature(read_command_layout(n_ids, tag_shape))),
+                "o": Out(stream.Signature(read_beat_layout(data_width, n_ids, tag_shape))),
+                "axi": Out(AXI4Read(data_width, id_width=max(1, exact_log2(n_ids)))),
+                "window_base": In(64),
+                "window_limit": In(64),
+                "fault": Out(1),
                 "busy": Out(1),
             }
         )
@@ -100,86 +146,134 @@ class ReadMaster(wiring.Component):
         m.submodules.splitter = splitter = BurstSplitter(
             data_width=self.data_width, max_burst=self.max_burst
         )
-        # Commands whose beats have not started to arrive, for `last` and the address of a beat.
-        m.submodules.waiting = waiting = SyncFIFO(
-            width=Command.as_shape().size, depth=self.max_commands
+        m.submodules.guard = guard = WindowGuard(
+            data_width=self.data_width, max_burst=self.max_burst, n_ids=self.n_ids
         )
+        # Commands whose beats are not all delivered, a queue for each ID.
+        entry = data.StructLayout({"addr": 64, "last_beat": BEATS_BITS, "tag": self.tag_shape})
+        queues = []
+        for index in range(self.n_ids):
+            queue = SyncFIFO(width=entry.size, depth=self.max_commands)
+            m.submodules[f"queue_{index}"] = queue
+            queues.append(queue)
 
         axi = self.axi
+        id_bits = exact_log2(self.n_ids)
         word_bits = exact_log2(self.data_width // 8)
         max_beats = self.max_in_flight // (self.data_width // 8)
 
-        # A command enters the splitter and the queue in the same cycle.
-        m.d.comb += [
-            splitter.i.payload.eq(self.cmd.payload),
-            splitter.i.valid.eq(self.cmd.valid & waiting.w_rdy),
-            waiting.w_data.eq(self.cmd.payload),
-            waiting.w_en.eq(self.cmd.valid & splitter.i.ready),
-            self.cmd.ready.eq(splitter.i.ready & waiting.w_rdy),
-        ]
+        def is_id(value, index):
+            return value == index if id_bits else Const(1, 1)
 
-        # Requests.
+        def of_id(values, index):
+            return Cat(values).bit_select(index, 1) if id_bits else values[0]
+
+        # A command enters the splitter and the queue of its ID in the same cycle.
+        cmd = self.cmd.payload
+        queued = Signal(entry)
+        room_in_queue = Signal()
+        m.d.comb += [
+            queued.addr.eq(cmd.addr),
+            queued.last_beat.eq(cmd.n_beats - 1),
+            queued.tag.eq(cmd.tag),
+            room_in_queue.eq(of_id([queue.w_rdy for queue in queues], cmd.id)),
+            splitter.i.p.addr.eq(cmd.addr),
+            splitter.i.p.n_beats.eq(cmd.n_beats),
+            splitter.i.valid.eq(self.cmd.valid & room_in_queue),
+            self.cmd.ready.eq(splitter.i.ready & room_in_queue),
+        ]
+        for index, queue in enumerate(queues):
+            accept = self.cmd.valid & splitter.i.ready & is_id(cmd.id, index)
+            m.d.comb += [queue.w_data.eq(queued), queue.w_en.eq(accept)]
+        split_id = Signal(range(self.n_ids), reset_less=True)  # of the command in the splitter
+        with m.If(splitter.i.ready):
+            m.d.sync += split_id.eq(cmd.id)
+
+        # Requests. A burst takes its room when it leaves the splitter.
         delivered = Signal()
-        room = Signal(range(max_beats + 1), init=max_beats)
-        burst = splitter.o.p
         requested = Signal()
+        enough = Signal()
+        room = Signal(range(max_beats + 1), init=max_beats)
+        m.d.comb += [
+            enough.eq(splitter.o.p.n_beats <= room),
+            guard.i.valid.eq(splitter.o.valid & enough),
+            splitter.o.ready.eq(guard.i.ready & enough),
+            requested.eq(guard.i.valid & guard.i.ready),
+            guard.i.p.addr.eq(splitter.o.p.addr),
+            guard.i.p.length.eq(splitter.o.p.n_beats - 1),
+            guard.i.p.id.eq(split_id),
+            guard.window_base.eq(self.window_base),
+            guard.window_limit.eq(self.window_limit),
+            self.fault.eq(guard.fault),
+        ]
+        m.d.sync += room.eq(room + delivered - Mux(requested, splitter.o.p.n_beats, 0))
+
         # Constants are driven too: an undriven signal would become an input of the top.
         m.d.comb += [
-            axi.arid.eq(0),
             axi.arprot.eq(0),
             axi.arsize.eq(word_bits),
             axi.arburst.eq(Burst.INCR),
             axi.arcache.eq(CACHE_NORMAL),
-            splitter.o.ready.eq((~axi.arvalid | axi.arready) & (burst.n_beats <= room)),
-            requested.eq(splitter.o.valid & splitter.o.ready),
+            guard.o.ready.eq(~axi.arvalid | axi.arready),
         ]
-        with m.If(requested):
+        with m.If(guard.o.ready):
             m.d.sync += [
-                axi.arvalid.eq(1),
-                axi.araddr.eq(burst.addr),
-                axi.arlen.eq(burst.n_beats - 1),
-                room.eq(room - burst.n_beats + delivered),
+                axi.arvalid.eq(guard.o.valid),
+                axi.araddr.eq(guard.o.p.addr),
+                axi.arlen.eq(guard.o.p.length),
+                axi.arid.eq(guard.o.p.id),
             ]
-        with m.Else():
-            m.d.sync += room.eq(room + delivered)
-            with m.If(axi.arready):
-                m.d.sync += axi.arvalid.eq(0)
 
-        # Delivery. A command is loaded here before its first beat can arrive: the load takes 1
-        # cycle from the command's transfer, ARVALID 2.
-        head = data.View(Command, waiting.r_data)
-        open_command = Signal()
-        word = Signal(64 - word_bits, reset_less=True)
-        left = Signal(20, reset_less=True)
+        # Beats that have arrived: `spare` takes the one that comes when `head` has to stay.
+        arrival = data.StructLayout({"data": self.data_width, "id": range(self.n_ids), "bad": 1})
+        incoming = Signal(arrival)
+        head, spare = Signal(arrival, reset_less=True), Signal(arrival, reset_less=True)
+        head_valid, spare_valid = Signal(), Signal()
+        m.d.comb += [
+            incoming.data.eq(axi.rdata),
+            incoming.id.eq(axi.rid),
+            incoming.bad.eq(axi.rresp != Response.OKAY),
+            axi.rready.eq(~spare_valid),
+        ]
+        with m.If(~spare_valid):
+            m.d.sync += spare.eq(incoming)
+        with m.If(~head_valid | delivered):
+            m.d.sync += [
+                head.eq(Mux(spare_valid, spare, incoming)),
+                head_valid.eq(spare_valid | axi.rvalid),
+                spare_valid.eq(0),
+            ]
+        with m.Elif(axi.rvalid):
+            m.d.sync += spare_valid.eq(1)
+
+        # Delivery: the oldest command of the beat's ID says what the beat is.
+        heads = Signal(data.ArrayLayout(entry, self.n_ids))
+        command = Signal(entry)
+        numbers = Signal(data.ArrayLayout(BEATS_BITS, self.n_ids))  # of the next beat of an ID
+        number = Signal(BEATS_BITS)
+        word = Signal(64 - word_bits)
         last = Signal()
         m.d.comb += [
-            last.eq(left == 1),
-            self.o.valid.eq(axi.rvalid & open_command),
-            self.o.p.data.eq(axi.rdata),
+            heads.as_value().eq(Cat(queue.r_data for queue in queues)),
+            command.eq(heads[head.id] if id_bits else heads[0]),
+            number.eq(numbers[head.id] if id_bits else numbers[0]),
+            word.eq(command.addr[word_bits:] + number),
+            last.eq(number == command.last_beat),
+            self.o.valid.eq(head_valid & of_id([queue.r_rdy for queue in queues], head.id)),
+            self.o.p.data.eq(head.data),
+            self.o.p.id.eq(head.id),
+            self.o.p.tag.eq(command.tag),
+            self.o.p.beat.eq(number),
             self.o.p.last.eq(last),
-            axi.rready.eq(self.o.ready & open_command),
-            delivered.eq(axi.rvalid & axi.rready),
-            waiting.r_en.eq(~open_command | (delivered & last)),
-            self.busy.eq(open_command | waiting.r_rdy),
+            self.o.p.bad.eq(head.bad),
+            self.o.p.addr.eq(Cat(command.addr[:word_bits], word)),
+            delivered.eq(self.o.valid & self.o.ready),
+            self.busy.eq(Cat(queue.r_rdy for queue in queues).any()),
         ]
-        with m.If(waiting.r_en):
-            m.d.sync += [
-                open_command.eq(waiting.r_rdy),
-                word.eq(head.addr[word_bits:]),
-                left.eq(head.n_beats),
-            ]
-        with m.Elif(delivered):
-            m.d.sync += [word.eq(word + 1), left.eq(left - 1)]
-
-        # Errors.
-        bad = Signal()
-        m.d.comb += bad.eq(delivered & (axi.rresp != Response.OKAY))
-        with m.If(bad & (~self.error | self.clear)):
-            m.d.sync += [
-                self.error.eq(1),
-                self.error_addr.eq(Cat(Const(0, word_bits), word)),
-            ]
-        with m.Elif(self.clear):
-            m.d.sync += self.error.eq(0)
+        for index, queue in enumerate(queues):
+            of_queue = delivered & is_id(head.id, index)
+            m.d.comb += queue.r_en.eq(of_queue & last)
+            with m.If(of_queue):
+                m.d.sync += numbers[index].eq(Mux(last, 0, number + 1))
 
         return m

@@ -17,6 +17,7 @@ from moska.hw.memory.axi import (
     check_max_burst,
     default_max_burst,
 )
+from moska.hw.memory.window import WindowGuard
 
 WriteCommand = Command
 
@@ -34,7 +35,10 @@ class WriteMaster(wiring.Component):
     the address of its burst. A bad response in the cycle of ``clear`` wins: ``error`` is set, with
     the address of that burst. BID is not used: with one ID, AXI4 returns responses in order.
 
-    Storage: ``max_bursts`` x (73 - log2(bus bytes)) bits of memory read without a clock.
+    No burst that is not wholly in the window is put on AW: ``fault`` is set until reset, bursts
+    before it are completed, and the rest stays undone, with ``busy`` at 1.
+
+    Storage: ``max_bursts`` x (72 - log2(bus bytes)) bits of memory read without a clock.
 
     Parameters
     ----------
@@ -56,12 +60,15 @@ class WriteMaster(wiring.Component):
     clear : :py:`In(1)`
     error : :py:`Out(1)`
     error_addr : :py:`Out(64)`
+    window_base, window_limit : :py:`In(64)`
+        addresses of the first and the last byte that may be written; constant while ``busy``
+    fault : :py:`Out(1)`
     busy : :py:`Out(1)`
         an accepted command has a burst, beat or response outstanding
 
     """
 
-    latency = 2
+    latency = 3
 
     def __init__(self, *, data_width, max_burst=None, max_bursts=8):
         check_data_width(data_width)
@@ -82,6 +89,9 @@ class WriteMaster(wiring.Component):
                 "clear": In(1),
                 "error": Out(1),
                 "error_addr": Out(64),
+                "window_base": In(64),
+                "window_limit": In(64),
+                "fault": Out(1),
                 "busy": Out(1),
             }
         )
@@ -95,25 +105,36 @@ class WriteMaster(wiring.Component):
         m.submodules.splitter = splitter = BurstSplitter(
             data_width=self.data_width, max_burst=self.max_burst
         )
-        # Beats of the bursts whose W has not started; words of those whose response is to come.
-        m.submodules.lengths = lengths = SyncFIFO(width=9, depth=self.max_bursts)
+        m.submodules.guard = guard = WindowGuard(
+            data_width=self.data_width, max_burst=self.max_burst
+        )
+        # Beats, less 1, of the bursts whose W has not started; words of those whose response is to
+        # come.
+        m.submodules.lengths = lengths = SyncFIFO(width=8, depth=self.max_bursts)
         m.submodules.words = words = SyncFIFO(width=64 - word_bits, depth=self.max_bursts)
 
         wiring.connect(m, cmd=wiring.flipped(self.cmd), splitter=splitter.i)
 
         # Requests. `lengths` never holds more bursts than `words`, so room in one is enough.
-        burst = splitter.o.p
+        burst = guard.o.p
         requested = Signal()
         # Constants are driven too: an undriven signal would become an input of the top.
         m.d.comb += [
+            guard.i.valid.eq(splitter.o.valid),
+            guard.i.p.addr.eq(splitter.o.p.addr),
+            guard.i.p.length.eq(splitter.o.p.n_beats - 1),
+            splitter.o.ready.eq(guard.i.ready),
+            guard.window_base.eq(self.window_base),
+            guard.window_limit.eq(self.window_limit),
+            self.fault.eq(guard.fault),
             axi.awid.eq(0),
             axi.awprot.eq(0),
             axi.awsize.eq(word_bits),
             axi.awburst.eq(Burst.INCR),
             axi.awcache.eq(CACHE_NORMAL),
-            splitter.o.ready.eq((~axi.awvalid | axi.awready) & words.w_rdy),
-            requested.eq(splitter.o.valid & splitter.o.ready),
-            lengths.w_data.eq(burst.n_beats),
+            guard.o.ready.eq((~axi.awvalid | axi.awready) & words.w_rdy),
+            requested.eq(guard.o.valid & guard.o.ready),
+            lengths.w_data.eq(burst.length),
             lengths.w_en.eq(requested),
             words.w_data.eq(burst.addr[word_bits:]),
             words.w_en.eq(requested),
@@ -122,20 +143,20 @@ class WriteMaster(wiring.Component):
             m.d.sync += [
                 axi.awvalid.eq(1),
                 axi.awaddr.eq(burst.addr),
-                axi.awlen.eq(burst.n_beats - 1),
+                axi.awlen.eq(burst.length),
             ]
         with m.Elif(axi.awready):
             m.d.sync += axi.awvalid.eq(0)
 
         # Data.
         open_burst = Signal()
-        left = Signal(9, reset_less=True)
+        left = Signal(8, reset_less=True)  # beats after this one
         sent = Signal()
         m.d.comb += [
             axi.wvalid.eq(self.i.valid & open_burst),
             axi.wdata.eq(self.i.p.data),
             axi.wstrb.eq(self.i.p.strb),
-            axi.wlast.eq(left == 1),
+            axi.wlast.eq(left == 0),
             self.i.ready.eq(axi.wready & open_burst),
             sent.eq(axi.wvalid & axi.wready),
             lengths.r_en.eq(~open_burst | (sent & axi.wlast)),
@@ -152,7 +173,7 @@ class WriteMaster(wiring.Component):
             axi.bready.eq(words.r_rdy),
             answered.eq(axi.bvalid & axi.bready),
             words.r_en.eq(answered),
-            self.busy.eq(splitter.o.valid | words.r_rdy),
+            self.busy.eq(splitter.o.valid | guard.busy | words.r_rdy),
             bad.eq(answered & (axi.bresp != Response.OKAY)),
         ]
         with m.If(bad & (~self.error | self.clear)):

@@ -1,7 +1,7 @@
 """Exact top-k selection of chunks by radix search over stored keys."""
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
-from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2, exact_log2
@@ -9,6 +9,7 @@ from amaranth.utils import ceil_log2, exact_log2
 from moska.golden.formats import KEY_WIDTH
 
 COUNT_GROUP = 16  # bits that are counted in one cycle
+PICK_STEPS = 8  # cycles at most, to find the lowest of a word's equal keys
 
 
 def check_power_of_two(name, value, low):
@@ -17,13 +18,13 @@ def check_power_of_two(name, value, low):
         raise ValueError(f"{name} must be a power of two, at least {low}, not {value!r}")
 
 
-def key_write_layout(max_rows, max_chunks):
+def key_write_layout(max_rows, max_chunks, key_width=KEY_WIDTH):
     """Key of ``chunk`` for query ``row``, to be stored."""
     return data.StructLayout({
         "valid": 1,
         "row": range(max_rows),
         "chunk": range(max_chunks),
-        "key": signed(KEY_WIDTH),
+        "key": signed(key_width),
     })
 
 
@@ -52,20 +53,20 @@ def select_word_layout(max_rows, max_chunks, width):
     })
 
 
-class Take(enum.Enum, shape=2):
-    """Which of the chunks that are still candidates a row selects."""
-
-    NONE = 0
-    ALL = 1
-    LOWEST = 2
-
-
 def _total(values):
     """Sum of unsigned values (of a Value: its bits), as a balanced tree."""
     if len(values) == 1:
         return values[0]
     half = len(values) // 2
     return _total(values[:half]) + _total(values[half:])
+
+
+def _any(values):
+    """OR of values, as a balanced tree."""
+    if len(values) == 1:
+        return values[0]
+    half = len(values) // 2
+    return _any(values[:half]) | _any(values[half:])
 
 
 class Selector(wiring.Component):
@@ -75,16 +76,26 @@ class Selector(wiring.Component):
     others, then larger keys, then lower ids. With ``group`` > 1, each run of ``group`` rows shares
     one decision, on the largest of their keys. Golden model: :func:`moska.golden.router.select`.
 
-    A row is searched bit by bit, most significant first: a pass over its words counts the
-    candidates with a 1 in that bit; when fewer than still wanted, all of them are selected, else
-    they are the new candidates. The search ends early when the count is what is wanted. Of equal
-    keys at the end, the lowest ids are taken. No pass is made when ``k`` is 0 or not less than
-    ``n_chunks``.
+    What is forced is known without a search: either it fills the selection, and the search is
+    among the forced chunks, or all of it is selected, and the search is among the others. For a
+    row, or a group, the search finds the largest threshold that as many keys reach as are wanted,
+    bit by bit, the most significant first: a pass over the row's words counts the keys that reach
+    the threshold with the bit set; the bit stays when they are more than wanted, and the search
+    ends early when they are just as many. When it does not, the keys above the threshold are
+    selected, and the lowest ids of those equal to it. No pass is made when nothing is searched
+    for: when ``k`` is 0, the number of forced chunks, or not less than ``n_chunks``.
 
-    Timing, for n words a row: a pass takes ``n + pass_overhead`` cycles, of which a row needs at
-    most 16 (17 when chunks are forced), plus ``n + 3`` cycles for the output; ties add at most
-    ``(pass_overhead + 1) * n + width`` cycles. A group costs ``n * (group + 2) + 1`` cycles once,
-    before the search.
+    ``n_slots`` rows, or groups, are searched in turn, a pass each, so that the decision on a pass
+    is made during the passes of the others. Results are sent in order. A row that waits for its
+    turn keeps its slot.
+
+    Timing, for n words a row: a word is read every cycle while there are rows to search. A row
+    takes at most ``key_width`` passes of n cycles, and n cycles to send its words, or 2 * n when
+    there are ties; a word with ties is sent every 12 cycles, while others are searched. A row
+    alone takes ``n + pass_overhead`` cycles a pass and its first word comes 4 cycles after the end
+    of the last; rows without a pass take ``n + 1`` cycles each. See :attr:`pass_overhead` and
+    :attr:`n_slots`. A group of more than one row costs ``n * (group + 2) + 1`` cycles before its
+    search, while others are searched.
 
     A key given in the cycle of ``start``'s transfer, or earlier, is seen. The keys of a row must
     stay until the words of that row appear. With ``group`` > 1, the stored keys of the first row
@@ -92,7 +103,7 @@ class Selector(wiring.Component):
     A job of 0 rows sends nothing.
 
     Storage: ``width`` banks of ``max_rows * max_chunks / width`` keys (one read, one write port),
-    and ``3 * width`` bits for each word of a row, read without a clock.
+    and for each slot a few words, read without a clock.
 
     Parameters
     ----------
@@ -104,10 +115,12 @@ class Selector(wiring.Component):
         keys examined in a cycle: a power of two, at least 2
     n_lanes : int
         writers of keys, at least 1
+    key_width : int
+        bits of a key, at least 1; other than ``KEY_WIDTH`` for proofs only
 
     Members
     -------
-    keys : :py:`In(ArrayLayout(key_write_layout(max_rows, max_chunks), n_lanes))`
+    keys : :py:`In(ArrayLayout(key_write_layout(max_rows, max_chunks, key_width), n_lanes))`
         in one cycle, at most one lane may write chunks of the same value modulo ``width``
     start : :py:`In(stream.Signature(select_job_layout(max_rows, max_chunks)))`
         ``n_chunks`` at least 1, ``group`` at least 1, ``n_rows`` a multiple of ``group``
@@ -118,17 +131,20 @@ class Selector(wiring.Component):
 
     """
 
-    def __init__(self, *, max_rows, max_chunks, width, n_lanes):
+    def __init__(self, *, max_rows, max_chunks, width, n_lanes, key_width=KEY_WIDTH):
         check_power_of_two("max_rows", max_rows, 2)
         check_power_of_two("width", width, 2)
         check_power_of_two("max_chunks", max_chunks, width)
         if n_lanes < 1:
             raise ValueError(f"n_lanes must be at least 1, not {n_lanes!r}")
+        if key_width < 1:
+            raise ValueError(f"key_width must be at least 1, not {key_width!r}")
         self.max_rows = max_rows
         self.max_chunks = max_chunks
         self.width = width
         self.n_lanes = n_lanes
-        write = key_write_layout(max_rows, max_chunks)
+        self.key_width = key_width
+        write = key_write_layout(max_rows, max_chunks, key_width)
         super().__init__({
             "keys": In(data.ArrayLayout(write, n_lanes)),
             "start": In(stream.Signature(select_job_layout(max_rows, max_chunks))),
@@ -138,13 +154,20 @@ class Selector(wiring.Component):
 
     @property
     def pass_overhead(self):
-        """Cycles of a pass beyond one per word."""
+        """Cycles from the last word of a pass to the first of the row's next one, less one."""
         return 2 if self.width <= COUNT_GROUP else 3
+
+    @property
+    def n_slots(self):
+        """Rows, or groups, under way: passes of one word each leave no gap."""
+        return self.pass_overhead + 1
 
     def elaborate(self, platform):
         m = Module()
 
         width = self.width
+        key_width = self.key_width
+        n_slots = self.n_slots
         lane_bits = exact_log2(width)  # of a chunk id: its bank
         word_bits = exact_log2(self.max_chunks // width)
         row_bits = exact_log2(self.max_rows)
@@ -158,328 +181,456 @@ class Selector(wiring.Component):
         # Job, and what follows from it.
         job = Signal(select_job_layout(self.max_rows, self.max_chunks), reset_less=True)
         last_word = Signal(word_shape, reset_less=True)
-        head = Signal(limit_shape, reset_less=True)  # chunks below are forced
+        n_first = Signal(limit_shape, reset_less=True)  # chunks below are forced
+        n_last = Signal(limit_shape, reset_less=True)
         tail = Signal(limit_shape, reset_less=True)  # and so are those from here on
         target = Signal(limit_shape, reset_less=True)  # chunks each row selects
-        any_forced = Signal(reset_less=True)
-        trivial = Signal(reset_less=True)
+        among_forced = Signal(reset_less=True)  # the search; else among the others
+        quota = Signal(limit_shape, reset_less=True)  # chunks that the search is to find
+        everything = Signal(reset_less=True)
+        searches = Signal()
+        m.d.comb += searches.eq((quota != 0) & ~everything)
 
-        # Position. `row` is the first row of a group until the output begins.
-        row = Signal(range(self.max_rows), reset_less=True)
-        member = Signal(range(self.max_rows), reset_less=True)
-        word = Signal(word_shape, reset_less=True)
-        last_member = Signal()
-        m.d.comb += last_member.eq(member == job.group - 1)
+        # Slots: rows under way, in circular order from `out_slot` to `feed_slot`.
+        def following(slot):
+            return Mux(slot == n_slots - 1, 0, slot + 1)
+
+        searching = Signal(n_slots)
+        done = Signal(n_slots)  # and waiting for its turn to be sent
+        tied = Signal(n_slots)  # of a slot that is done
+        feed_slot = Signal(range(n_slots))
+        pass_slot = Signal(range(n_slots))
+        out_slot = Signal(range(n_slots))
+
+        # The row that is read: `feed_row` and following for the maxima, else that of the slot.
+        feed_row = Signal(range(self.max_rows), reset_less=True)
+        feed_member = Signal(range(self.max_rows), reset_less=True)
+        feed_word = Signal(word_shape, reset_less=True)
+        pass_word = Signal(word_shape)
+        out_word = Signal(word_shape)
+        feed = Signal()
+        send = Signal()  # read a word of the row that is sent: goes first
+        merge = Signal()  # read a word for the maxima: goes second
+        issue_slot = Signal(range(n_slots))
+        issue_word = Signal(word_shape)
+        read_row = Signal(range(self.max_rows))
+        read_word = Signal(word_shape)
+        m.submodules.rows = rows = Memory(shape=range(self.max_rows), depth=n_slots, init=[])
+        rows_write = rows.write_port()
+        rows_read = rows.read_port(domain="comb")
+        m.d.comb += [
+            rows_write.addr.eq(feed_slot),
+            rows_write.data.eq(feed_row),
+            rows_write.en.eq(feed),
+            issue_slot.eq(Mux(send, out_slot, pass_slot)),
+            issue_word.eq(Mux(send, out_word, pass_word)),
+            rows_read.addr.eq(issue_slot),
+            read_row.eq(Mux(merge, feed_row + feed_member, rows_read.data)),
+            read_word.eq(Mux(merge, feed_word, issue_word)),
+        ]
 
         # Banks of keys, as offset binary: an unsigned comparison orders them.
-        merged = [Signal(KEY_WIDTH, name=f"merged_{b}", reset_less=True) for b in range(width)]
-        merge_write = Signal()
+        merged = [Signal(key_width, name=f"merged_{b}", reset_less=True) for b in range(width)]
+        store = Signal()
+        store_s1 = Signal()  # the maxima are written
         no_key = Signal()
         m.d.comb += no_key.eq(~Cat(lane.valid for lane in self.keys).any())
-        read_row = Signal.like(row)
-        m.d.comb += read_row.eq(row + member)
+        m.d.sync += store_s1.eq(store & no_key)
+        places = []  # of each lane: address and key
+        for i in range(self.n_lanes):
+            lane = self.keys[i]
+            place = Signal(address_bits + key_width, name=f"place_{i}")
+            flipped_key = lane.key.as_unsigned() ^ (1 << (key_width - 1))
+            m.d.comb += place.eq(
+                Cat(address(lane.row, lane.chunk[lane_bits:]), flipped_key[:key_width])
+            )
+            places.append(place)
         stored = []
+        write_place = None
         for b in range(width):
-            bank = Memory(shape=KEY_WIDTH, depth=1 << address_bits, init=[])
+            bank = Memory(shape=key_width, depth=1 << address_bits, init=[])
             m.submodules[f"bank_{b}"] = bank
             write_port = bank.write_port()
             read_port = bank.read_port()
             write_en = Signal(name=f"write_en_{b}")
-            write_addr = Signal(address_bits, name=f"write_addr_{b}", reset_less=True)
-            write_data = Signal(KEY_WIDTH, name=f"write_data_{b}", reset_less=True)
-            m.d.sync += write_en.eq(merge_write & no_key)
-            with m.If(no_key):
-                m.d.sync += [write_addr.eq(address(row, word)), write_data.eq(merged[b])]
-            for i in range(self.n_lanes):
-                lane = self.keys[i]
-                # With one lane, address and data are equal in all banks and can be shared.
-                hit = lane.valid & (lane.chunk[:lane_bits] == b)
-                with m.If(lane.valid if self.n_lanes == 1 else hit):
-                    m.d.sync += [
-                        write_addr.eq(address(lane.row, lane.chunk[lane_bits:])),
-                        write_data.eq(lane.key.as_unsigned() ^ (1 << (KEY_WIDTH - 1))),
-                    ]
-                with m.If(hit):
-                    m.d.sync += write_en.eq(1)
+            hits = Signal(self.n_lanes, name=f"lane_hits_{b}")
+            m.d.comb += hits.eq(
+                Cat(lane.valid & (lane.chunk[:lane_bits] == b) for lane in self.keys)
+            )
+            m.d.sync += write_en.eq((store & no_key) | hits.any())
+            # With one lane, address and key are the same for all banks.
+            if write_place is None or self.n_lanes > 1:
+                write_place = Signal(
+                    address_bits + key_width, name=f"write_place_{b}", reset_less=True
+                )
+                m.d.sync += write_place.eq(
+                    places[0]
+                    if self.n_lanes == 1
+                    else _any([Mux(hits[i], place, 0) for i, place in enumerate(places)])
+                )
+                with m.If(no_key):
+                    m.d.sync += write_place[:address_bits].eq(address(feed_row, feed_word))
             m.d.comb += [
                 write_port.en.eq(write_en),
-                write_port.addr.eq(write_addr),
-                write_port.data.eq(write_data),
+                write_port.addr.eq(write_place[:address_bits]),
+                write_port.data.eq(Mux(store_s1, merged[b], write_place[address_bits:])),
                 read_port.en.eq(1),
-                read_port.addr.eq(address(read_row, word)),
+                read_port.addr.eq(address(read_row, read_word)),
             ]
             stored.append(read_port.data)
 
         # Maximum over the rows of a group.
-        merge = Signal()
         merge_s1 = Signal()
         merge_first_s1 = Signal(reset_less=True)
-        m.d.sync += [merge_s1.eq(merge), merge_first_s1.eq(member == 0)]
+        m.d.sync += [merge_s1.eq(merge), merge_first_s1.eq(feed_member == 0)]
         for b in range(width):
             with m.If(merge_s1 & (merge_first_s1 | (stored[b] > merged[b]))):
                 m.d.sync += merged[b].eq(stored[b])
 
-        # Stage 1: the word's keys, its chunks that exist, its forced chunks.
+        # Passes, in circular order. A slot that is not searched takes its turn of one cycle, so
+        # the last decision on a slot is made when its turn comes, in that cycle or before.
+        search = Signal()  # read a word of a pass
+        turn = Signal()  # the slot is searched
+        ends_pass = Signal()
+        m.d.comb += [
+            turn.eq(searching.bit_select(pass_slot, 1)),
+            search.eq(turn & ~send & ~merge),
+            ends_pass.eq(search & (pass_word == last_word)),
+        ]
+        with m.If(search):
+            m.d.sync += pass_word.eq(pass_word + 1)
+        with m.If(~turn | ends_pass):
+            m.d.sync += [pass_slot.eq(following(pass_slot)), pass_word.eq(0)]
+        # A pass that is long enough for the decision on the pass before it goes over slots that
+        # are not searched, to the next that is.
+        with m.If(turn & (last_word >= n_slots - 2)), m.Switch(pass_slot):
+            for s in range(n_slots):
+                with m.Case(s):
+                    others = [(s + d) % n_slots for d in range(1, n_slots)]
+                    for other in reversed(others):
+                        with m.If(ends_pass & searching[other]):
+                            m.d.sync += pass_slot.eq(other)
+        with m.If(~searching.any()):
+            m.d.sync += pass_slot.eq(feed_slot)
+
+        # Stage 1: keys that reach the threshold, or exceed it, among those that are searched.
         def below(limit, name):
-            """Mask of the chunks of ``word`` whose id is less than ``limit``."""
+            """Mask of the chunks of the word whose id is less than ``limit``."""
             mask = Signal(width, name=name)
             high = limit[lane_bits:]
-            with m.If(word < high):
+            with m.If(issue_word < high):
                 m.d.comb += mask.eq(~Const(0, width))
-            with m.Elif(word == high):
+            with m.Elif(issue_word == high):
                 m.d.comb += mask.eq((Const(1, 1) << limit[:lane_bits]) - 1)
             return mask
 
-        load_s1 = Signal()
+        exceed = Signal()
+        slot_s1 = Signal(range(n_slots), reset_less=True)
         word_s1 = Signal(word_shape, reset_less=True)
         last_s1 = Signal(reset_less=True)
-        exists_s1 = Signal(width, reset_less=True)
-        forced_s1 = Signal(width, reset_less=True)
+        exceed_s1 = Signal(reset_less=True)
+        searched_s1 = Signal(width, reset_less=True)
+        sure_s1 = Signal(width, reset_less=True)  # selected without a search
         exists = below(job.n_chunks, "exists")
         forced = Signal(width)
-        m.d.comb += forced.eq(below(head, "below_head") | ~below(tail, "below_tail"))
-        with m.If(load_s1):
-            m.d.sync += [
-                word_s1.eq(word),
-                last_s1.eq(word == last_word),
-                exists_s1.eq(exists),
-                forced_s1.eq(forced),
-            ]
-
-        # State of the search: candidates, those of them with a 1 in the bit of the last pass, and
-        # selected chunks. What a pass decides is applied when the words are read the next time.
-        masks = data.StructLayout({"candidates": width, "ones": width, "selected": width})
-        m.submodules.state = state = Memory(
-            shape=masks, depth=max(self.max_chunks // width, 2), init=[]
-        )
-        state_read = state.read_port(domain="comb")
-        state_write = state.write_port()
-        fresh = Signal(reset_less=True)  # no pass has been made
-        keep_ones = Signal(reset_less=True)
-        candidates = Signal(width)
-        selected = Signal(width)
-        old = state_read.data
-        m.d.comb += state_read.addr.eq(word_s1)
-        with m.If(fresh):
-            m.d.comb += [candidates.eq(exists_s1), selected.eq(0)]
-        with m.Elif(keep_ones):
-            m.d.comb += [candidates.eq(old.ones), selected.eq(old.selected)]
-        with m.Else():
-            m.d.comb += [
-                candidates.eq(old.candidates & ~old.ones),
-                selected.eq(old.selected | old.ones),
-            ]
-
-        rank_bit = Signal(KEY_WIDTH + 1, reset_less=True)  # one-hot; the top bit is `forced`
+        m.d.comb += forced.eq(below(n_first, "below_first") | ~below(tail, "below_tail"))
+        m.d.sync += [
+            slot_s1.eq(issue_slot),
+            word_s1.eq(issue_word),
+            last_s1.eq(issue_word == last_word),
+            exceed_s1.eq(exceed),
+            sure_s1.eq(Mux(among_forced, 0, exists & forced)),
+            searched_s1.eq(Mux(quota == 0, 0, exists & Mux(among_forced, forced, ~forced))),
+        ]
+        # A threshold, and the bit of it that is tried.
+        tries = data.StructLayout({"threshold": key_width, "bit": key_width})
+        m.submodules.tried = tried = Memory(shape=tries, depth=n_slots, init=[])
+        tried_s1 = tried.read_port(domain="comb")
+        reach = Signal(width)
         pass_s1 = Signal()
-        ones = Signal(width)
+        valid_s1 = Signal()
+        bound = Signal(key_width + 1)
         m.d.comb += [
+            tried_s1.addr.eq(slot_s1),
+            bound.eq(Cat(exceed_s1, tried_s1.data.threshold)),
             *(
-                ones[b].eq(candidates[b] & (Cat(stored[b], forced_s1[b]) & rank_bit).any())
+                reach[b].eq(searched_s1[b] & (Cat(Const(0, 1), stored[b]) >= bound))
                 for b in range(width)
             ),
-            state_write.addr.eq(word_s1),
-            state_write.en.eq(pass_s1),
-            state_write.data.candidates.eq(candidates),
-            state_write.data.ones.eq(ones),
-            state_write.data.selected.eq(selected),
+            # The turn of a slot may begin in the cycle in which its search ends.
+            valid_s1.eq(pass_s1 & searching.bit_select(slot_s1, 1)),
         ]
+        m.d.sync += pass_s1.eq(search)
 
-        # Stages 2 and 3 (and 4, when wide): count them, or, for ties, all candidates of a word.
-        tie = Signal()
-        tie_s1 = Signal()
-        hits_s2 = Signal(width, reset_less=True)
+        # Stages 2 and 3 (and 4, when wide): count them.
+        reach_s2 = Signal(width, reset_less=True)
         valid = Signal(name="valid_s2")
         last = Signal(name="last_s2", reset_less=True)
+        slot = Signal(range(n_slots), name="slot_s2", reset_less=True)
         m.d.sync += [
-            hits_s2.eq(Mux(tie, candidates, ones)),
-            valid.eq(pass_s1 | tie_s1),
+            reach_s2.eq(reach),
+            valid.eq(valid_s1),
             last.eq(last_s1),
+            slot.eq(slot_s1),
         ]
-        parts = hits_s2
+        parts = reach_s2
         if width > COUNT_GROUP:
             parts = []
             for i in range(0, width, COUNT_GROUP):
                 part = Signal(range(COUNT_GROUP + 1), name=f"part_s3_{i}", reset_less=True)
-                m.d.sync += part.eq(_total(hits_s2[i : i + COUNT_GROUP]))
+                m.d.sync += part.eq(_total(reach_s2[i : i + COUNT_GROUP]))
                 parts.append(part)
             valid_s3 = Signal()
             last_s3 = Signal(reset_less=True)
-            m.d.sync += [valid_s3.eq(valid), last_s3.eq(last)]
-            valid, last = valid_s3, last_s3
+            slot_s3 = Signal(range(n_slots), reset_less=True)
+            m.d.sync += [valid_s3.eq(valid), last_s3.eq(last), slot_s3.eq(slot)]
+            valid, last, slot = valid_s3, last_s3, slot_s3
         counted = Signal()
         counted_last = Signal(reset_less=True)
+        counted_slot = Signal(range(n_slots), reset_less=True)
         count = Signal(range(width + 1), reset_less=True)
-        m.d.sync += [counted.eq(valid), counted_last.eq(last), count.eq(_total(parts))]
+        m.d.sync += [
+            counted.eq(valid),
+            counted_last.eq(last),
+            counted_slot.eq(slot),
+            count.eq(_total(parts)),
+        ]
 
-        # Still wanted of the candidates: at the start of the pass, and after the words so far.
-        wanted = Signal(limit_shape, reset_less=True)
+        # Decision: what the quota leaves after the words of the pass so far.
         remaining = Signal(signed(ceil_log2(self.max_chunks) + 2), reset_less=True)
         difference = Signal.like(remaining)
-        m.d.comb += difference.eq(remaining - count)
+        decide = Signal()
+        exact = Signal()
+        ends = Signal()
+        m.submodules.lacking = lacking = Memory(shape=limit_shape, depth=n_slots, init=[])
+        lacking_write = lacking.write_port()
+        lacking_read = lacking.read_port(domain="comb")
+        tried_counted = tried.read_port(domain="comb")
+        tried_write = tried.write_port()
+        old = tried_counted.data
+        m.d.comb += [
+            difference.eq(remaining - count),
+            decide.eq(counted & counted_last),
+            exact.eq(difference == 0),
+            ends.eq(exact | old.bit[0]),
+            tried_counted.addr.eq(counted_slot),
+            # With a slot's first try; at the end, a bit that was tried in vain is taken back.
+            tried_write.en.eq(feed | (decide & ~exact)),
+            tried_write.addr.eq(Mux(feed, feed_slot, counted_slot)),
+            # Wanted of the keys that are equal to the final threshold.
+            lacking_write.en.eq(feed | (decide & (difference > 0))),
+            lacking_write.addr.eq(Mux(feed, feed_slot, counted_slot)),
+            lacking_write.data.eq(Mux(feed, quota, difference[: len(quota)])),
+            lacking_read.addr.eq(out_slot),
+        ]
+        with m.If(feed):
+            m.d.comb += [
+                tried_write.data.threshold.eq(searches << (key_width - 1)),
+                tried_write.data.bit.eq(1 << (key_width - 1)),
+            ]
+        with m.Else():
+            m.d.comb += [
+                tried_write.data.threshold.eq(
+                    (old.threshold & ~Mux(difference > 0, old.bit, 0)) | (old.bit >> 1)
+                ),
+                tried_write.data.bit.eq(old.bit >> 1),
+            ]
+        with m.If(counted):
+            m.d.sync += remaining.eq(difference)
+        with m.If(decide | ~searching.any()):
+            m.d.sync += remaining.eq(quota)
+        with m.If(decide & ends):
+            m.d.sync += [
+                searching.bit_select(counted_slot, 1).eq(0),
+                done.bit_select(counted_slot, 1).eq(1),
+                tied.bit_select(counted_slot, 1).eq(~exact),
+            ]
 
+        # Sending of the rows that are done, in order.
         o = self.o
+        out_row = Signal(range(self.max_rows), reset_less=True)
+        out_member = Signal(range(self.max_rows), reset_less=True)
         room = Signal()
-        rest = Signal(Take, reset_less=True)
-        out_selected = Signal(width, reset_less=True)
-        pool = Signal(width, reset_less=True)
-        lowest = Signal(width)
+        waited = Signal()  # `o` was not taken in the last cycle
+        all_sent = Signal()  # the words of the row are all read
+        settled = Signal()  # no more ties are to be broken in the row
+        send_s1 = Signal()
+        row_sent = Signal()
+        last_row = Signal()
+        out_tied = Signal()
         m.d.comb += [
             room.eq(~o.valid | o.ready),
-            lowest.eq(pool & ~(pool - 1)),
+            last_row.eq(out_row == job.n_rows - 1),
+            out_tied.eq(tied.bit_select(out_slot, 1)),
         ]
+        m.d.sync += [waited.eq(~room), send_s1.eq(0)]
         with m.If(o.ready):
             m.d.sync += o.valid.eq(0)
 
-        issuing = Signal()  # the first word of a pass goes out with the decision, without it
-        issue = Signal()
-        decide = Signal()
-        more = Signal()  # the decision asks for another pass
-        take = Signal(Take, reset_less=True)
-        m.d.comb += more.eq((difference != 0) & ~rank_bit[0])
-        m.d.sync += pass_s1.eq(issue)
-
-        def emit(bits):
-            """Send the word in stage 1 and go to the next word, row or group."""
-            m.d.comb += load_s1.eq(1)
+        def fill():
             m.d.sync += [
-                o.valid.eq(1),
-                o.p.row.eq(row),
+                o.p.row.eq(out_row),
                 o.p.word.eq(word_s1),
-                o.p.bits.eq(bits),
-                o.p.last.eq(last_s1 & (row == job.n_rows - 1)),
-                word.eq(word + 1),
+                o.p.bits.eq(sure_s1 | reach),
+                o.p.last.eq(last_s1 & last_row),
             ]
-            with m.If(last_s1):
-                m.d.sync += [word.eq(0), row.eq(row + 1)]
-                with m.If(row == job.n_rows - 1):
-                    m.next = "IDLE"
-                with m.Elif(last_member):
-                    m.next = "ROW"
-                with m.Else():
-                    m.d.sync += member.eq(member + 1)
-                    m.next = "FILL"
-            with m.Else():
-                m.next = "EMIT"
 
+        n_pick = -(-width // PICK_STEPS)
+        n_steps = width // n_pick
+        pool = Signal(width, reset_less=True)  # keys equal to the threshold
+        left = Signal(limit_shape, reset_less=True)  # wanted of them
+        picked = Signal(n_pick)
+        step = Signal(range(n_steps), reset_less=True)
+        m.d.comb += [
+            picked[j].eq(pool[j] & ((_total(pool[:j]) if j else 0) < left)) for j in range(n_pick)
+        ]
+
+        with m.FSM(name="sender"):
+            with m.State("ROW"):
+                m.d.sync += left.eq(lacking_read.data)
+                with m.If(done.bit_select(out_slot, 1)):
+                    with m.If(out_tied & ~settled):
+                        m.next = "EXCEED"
+                    with m.Else():
+                        m.d.comb += [
+                            send.eq(~all_sent & ~waited),
+                            exceed.eq(send & out_tied),
+                        ]
+                m.d.sync += send_s1.eq(send)
+                with m.If(send):
+                    m.d.sync += [out_word.eq(out_word + 1), all_sent.eq(out_word == last_word)]
+                with m.If(send_s1):
+                    with m.If(room):
+                        fill()
+                        m.d.sync += o.valid.eq(1)
+                        m.d.comb += row_sent.eq(last_s1)
+                    with m.Else():
+                        # Read it again, and do not heed the word that is being read.
+                        m.d.sync += [out_word.eq(word_s1), all_sent.eq(0), send_s1.eq(0)]
+
+            # A word with ties: first the keys above the threshold, then those that reach it.
+            with m.State("EXCEED"):
+                with m.If(left == 0):
+                    m.d.sync += settled.eq(1)
+                    m.next = "ROW"
+                with m.Elif(~o.valid):
+                    m.d.comb += [send.eq(1), exceed.eq(1)]
+                    m.next = "REACH"
+            with m.State("REACH"):
+                m.d.comb += send.eq(1)
+                fill()
+                m.next = "POOL"
+            with m.State("POOL"):
+                m.d.sync += [pool.eq(reach & ~o.p.bits), step.eq(0)]
+                m.next = "PICK"
+            with m.State("PICK"):
+                m.d.sync += [
+                    pool.eq(pool >> n_pick),
+                    o.p.bits.eq(Cat(o.p.bits[n_pick:], o.p.bits[:n_pick] | picked)),
+                    left.eq(left - _total(picked)),
+                    step.eq(step + 1),
+                ]
+                with m.If(step == n_steps - 1):
+                    m.d.sync += [o.valid.eq(1), out_word.eq(out_word + 1)]
+                    m.next = "EXCEED"
+                    with m.If(out_word == last_word):
+                        m.d.comb += row_sent.eq(1)
+                        m.next = "ROW"
+
+        with m.If(row_sent):
+            m.d.sync += [
+                out_word.eq(0),
+                all_sent.eq(0),
+                settled.eq(0),
+                out_row.eq(out_row + 1),
+                out_member.eq(out_member + 1),
+            ]
+            with m.If(out_member == job.group - 1):
+                m.d.sync += [
+                    out_member.eq(0),
+                    out_slot.eq(following(out_slot)),
+                    done.bit_select(out_slot, 1).eq(0),
+                ]
+
+        # Job: the maxima of each group, and its slot.
+        free = Signal()
+        m.d.comb += free.eq(~(searching | done).bit_select(feed_slot, 1))
         with m.FSM(name="ctrl") as ctrl:
             with m.State("IDLE"):
                 m.d.comb += self.start.ready.eq(1)
-                m.d.sync += [job.eq(self.start.p), row.eq(0), word.eq(0)]
+                m.d.sync += [
+                    job.eq(self.start.p),
+                    feed_row.eq(0),
+                    feed_member.eq(0),
+                    feed_word.eq(0),
+                    out_row.eq(0),
+                    out_member.eq(0),
+                ]
                 with m.If(self.start.valid):
                     m.next = "PREPARE"
 
             with m.State("PREPARE"):
                 m.d.sync += [
                     last_word.eq((job.n_chunks - 1)[lane_bits:]),
-                    head.eq(Mux(job.keep_first < job.n_chunks, job.keep_first, job.n_chunks)),
-                    tail.eq(Mux(job.keep_last < job.n_chunks, job.n_chunks - job.keep_last, 0)),
+                    n_first.eq(Mux(job.keep_first < job.n_chunks, job.keep_first, job.n_chunks)),
+                    n_last.eq(Mux(job.keep_last < job.n_chunks, job.keep_last, job.n_chunks)),
                     target.eq(Mux(job.k < job.n_chunks, job.k, job.n_chunks)),
-                    any_forced.eq((job.keep_first != 0) | (job.keep_last != 0)),
-                    trivial.eq((job.k == 0) | (job.k >= job.n_chunks)),
+                    everything.eq(job.k >= job.n_chunks),
                 ]
-                m.next = "ROW"
+                m.next = "LIMIT"
                 with m.If(job.n_rows == 0):
                     m.next = "IDLE"
-
-            with m.State("ROW"):
+            with m.State("LIMIT"):
+                # The two kinds of forced chunks overlap only when all chunks are forced: then the
+                # search is among them, or everything is selected.
+                excess = Signal(signed(len(quota) + 2))
+                m.d.comb += excess.eq(target - (n_first + n_last))
                 m.d.sync += [
-                    member.eq(0),
-                    fresh.eq(1),
-                    wanted.eq(target),
-                    remaining.eq(target),
-                    rank_bit.eq(Mux(any_forced, 1 << KEY_WIDTH, 1 << (KEY_WIDTH - 1))),
-                    take.eq(Mux(target == 0, Take.NONE, Take.ALL)),
+                    tail.eq(job.n_chunks - n_last),
+                    among_forced.eq(excess < 0),
+                    quota.eq(Mux(excess < 0, target, excess[: len(quota)])),
                 ]
-                with m.If(trivial):
-                    m.next = "FILL"
-                with m.Elif(job.group == 1):
-                    m.d.sync += issuing.eq(1)
-                    m.next = "PASS"
-                with m.Else():
-                    m.next = "MERGE"
+                m.next = "NEXT"
 
+            with m.State("NEXT"):
+                m.next = "FEED"
+                with m.If(searches & (job.group != 1)):
+                    m.next = "MERGE"
             with m.State("MERGE"):
-                m.d.comb += merge.eq(1)
-                m.d.sync += member.eq(member + 1)
-                with m.If(last_member):
-                    m.d.sync += member.eq(0)
-                    m.next = "COMPARE"
+                m.d.comb += merge.eq(~send)
+                with m.If(merge):
+                    m.d.sync += feed_member.eq(feed_member + 1)
+                    with m.If(feed_member == job.group - 1):
+                        m.d.sync += feed_member.eq(0)
+                        m.next = "COMPARE"
             with m.State("COMPARE"):
                 m.next = "STORE"
             with m.State("STORE"):
-                m.d.comb += merge_write.eq(1)
+                m.d.comb += store.eq(1)
                 with m.If(no_key):
-                    m.d.sync += word.eq(word + 1)
+                    m.d.sync += feed_word.eq(feed_word + 1)
                     m.next = "MERGE"
-                    with m.If(word == last_word):
-                        m.d.sync += word.eq(0)
-                        m.next = "SETTLE"
-            with m.State("SETTLE"):
-                # The last maximum is written at the end of this cycle.
-                m.d.sync += issuing.eq(1)
-                m.next = "PASS"
-
-            with m.State("PASS"):
-                m.d.comb += [
-                    load_s1.eq(1),
-                    decide.eq(counted & counted_last),
-                    issue.eq(issuing | (decide & more)),
-                ]
-                with m.If(issue):
-                    m.d.sync += [word.eq(word + 1), issuing.eq(1)]
-                    with m.If(word == last_word):
-                        m.d.sync += [word.eq(0), issuing.eq(0)]
-                with m.If(counted):
-                    m.d.sync += remaining.eq(difference)
-                with m.If(decide):
+                    with m.If(feed_word == last_word):
+                        m.d.sync += feed_word.eq(0)
+                        m.next = "FEED"
+            with m.State("FEED"):
+                # The last maximum is written at the end of the first cycle.
+                m.d.comb += feed.eq(free & ~decide)
+                with m.If(feed):
                     m.d.sync += [
-                        fresh.eq(0),
-                        rank_bit.eq(rank_bit >> 1),
-                        keep_ones.eq(difference <= 0),
-                        remaining.eq(wanted),
-                        take.eq(Mux(difference == 0, Take.ALL, Take.LOWEST)),
+                        searching.bit_select(feed_slot, 1).eq(searches),
+                        done.bit_select(feed_slot, 1).eq(~searches),
+                        tied.bit_select(feed_slot, 1).eq(0),
+                        feed_slot.eq(following(feed_slot)),
+                        feed_row.eq(feed_row + job.group),
                     ]
-                    with m.If(difference > 0):
-                        m.d.sync += [wanted.eq(difference), remaining.eq(difference)]
-                    with m.If(~more):
-                        m.next = "FILL"
-
-            with m.State("FILL"):
-                m.d.comb += load_s1.eq(1)
-                m.d.sync += [word.eq(1), rest.eq(take), remaining.eq(wanted)]
-                m.next = "EMIT"
-            with m.State("EMIT"):
-                with m.If(rest == Take.LOWEST):
-                    m.d.comb += [tie.eq(1), tie_s1.eq(1)]
-                    m.next = "COUNT"
-                with m.Elif(room):
-                    emit(selected | Mux(rest == Take.ALL, candidates, 0))
-            with m.State("COUNT"):
-                m.d.comb += tie.eq(1)
-                with m.If(counted):
-                    m.next = "TAKE"
-            with m.State("TAKE"):
-                m.d.comb += tie.eq(1)
-                m.d.sync += [out_selected.eq(selected), pool.eq(candidates)]
-                with m.If(difference < 0):
-                    m.next = "PICK"
-                with m.Elif(room):
-                    m.d.sync += remaining.eq(difference)
-                    with m.If(difference == 0):
-                        m.d.sync += rest.eq(Take.NONE)
-                    emit(selected | candidates)
-            with m.State("PICK"):
-                # One of the word's candidates a cycle; at least one is wanted, not all.
-                with m.If(remaining != 0):
-                    m.d.sync += [
-                        out_selected.eq(out_selected | lowest),
-                        pool.eq(pool & ~lowest),
-                        remaining.eq(remaining - 1),
-                    ]
-                with m.Elif(room):
-                    m.d.sync += rest.eq(Take.NONE)
-                    emit(out_selected)
+                    with m.If(feed_row + job.group == job.n_rows):
+                        m.next = "DRAIN"
+                    with m.Elif(searches & (job.group != 1)):
+                        m.next = "MERGE"
+            with m.State("DRAIN"):
+                with m.If(row_sent & last_row):
+                    m.next = "IDLE"
 
         m.d.comb += self.busy.eq(~ctrl.ongoing("IDLE") | o.valid)
 

@@ -54,8 +54,9 @@ def test_python_constants():
     for group, _ in MAP.groups:
         members = {reg.name: reg.offset for reg in MAP.registers if reg.group == group}
         assert scope[group.upper()] == members
-    assert len(scope["PARAMETERS"]) == 10
-    assert len(scope["COUNTERS"]) == 14
+    assert len(scope["WINDOW"]) == 9
+    assert len(scope["PARAMETERS"]) == 12
+    assert len(scope["COUNTERS"]) == 16
 
 
 def test_c_constants():
@@ -92,3 +93,16 @@ def test_markdown_names_every_register_and_field():
             assert field.desc in text
             if field.name != "value":
                 assert f"| `{field_path(register, field)}` |" in text
+
+
+def test_markdown_tells_how_fields_are_written():
+    rows = {}
+    for line in markdown(MAP).splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 8:
+            rows[cells[2].strip("*`")] = cells[4]
+    assert rows["READ_BASE_LO"] == "read, write while `lock` is 0"
+    assert rows["LOCK"] == "read, write 1 to set"
+    assert rows["TAIL"] == "read, write"
+    assert rows["event.done"] == "read, write 1 to clear"
+    assert rows["HEAD"] == "read only"

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from amaranth.back import rtlil
 
-from moska.golden.finish import finish, log2_fraction, reciprocal
+from moska.gen.config import Config
+from moska.golden.finish import finish, log2_fraction, normalise_l, reciprocal
 from moska.golden.formats import FP32_NEG_INF, FP32_POS_INF, RECIPROCAL_BITS
 from moska.golden.state import RowState
 from moska.hw.finish import (
@@ -146,7 +147,9 @@ def test_edges():
     assert (lse == 0).any()
 
 
-@pytest.mark.parametrize(("head_dim", "lanes"), [(1, 1), (16, 1), (16, 4), (16, 16), (64, 2)])
+@pytest.mark.parametrize(
+    ("head_dim", "lanes"), [(1, 1), (16, 1), (16, 4), (16, 16), (64, 2), (64, 16)]
+)
 def test_random_rows_with_stalls(head_dim, lanes):
     state = state_of(random_rows(24, seed=head_dim), head_dim, seed=lanes)
     check(state, lanes=lanes, idle=0.3, stall=0.3, lse_stall=0.3, seed=head_dim + lanes)
@@ -158,11 +161,21 @@ def test_one_slow_output(stall, lse_stall):
     check(state, lanes=4, stall=stall, lse_stall=lse_stall, seed=9)
 
 
-@pytest.mark.parametrize(("head_dim", "lanes"), [(64, 1), (64, 2), (64, 8), (16, 16)])
+# Preset and its finisher: lanes as in hw/unit.py.
+PRESETS = {"tiny": (16, 1), "ulx3s": (64, 2), "sim64": (64, 16), "u55c": (128, 16)}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_as_listed(name):
+    config = Config.load(name)
+    assert PRESETS[name] == (config.head_dim, min(config.merge_lanes, config.bus_width // 32))
+
+
+@pytest.mark.parametrize(("head_dim", "lanes"), [*PRESETS.values(), (64, 1), (16, 16)])
 def test_cycles(head_dim, lanes):
-    """Latencies, and a row every max(interval, words) cycles."""
-    n_rows = 6
+    """Latencies; and a word a cycle over all rows, however few words a row has."""
     n_words = head_dim // lanes
+    n_rows = 6 if n_words >= 27 else 40
     state = state_of([(0, 12345 + i, 127, []) for i in range(n_rows)], head_dim, seed=3)
     dut = Finisher(head_dim=head_dim, lanes=lanes)
     cycles = {"row": [], "o": [], "result": [], "lse": []}
@@ -192,8 +205,40 @@ def test_cycles(head_dim, lanes):
     assert [b - a for a, b in zip(cycles["o"], cycles["result"], strict=True)] == [
         dut.latency
     ] * (n_rows * n_words)
-    assert np.diff(cycles["o"][::n_words]).tolist() == [max(dut.interval, n_words)] * (n_rows - 1)
-    assert dut.interval <= 32
+    assert np.diff(cycles["o"]).tolist() == [1] * (n_rows * n_words - 1)
+
+
+@pytest.mark.parametrize("n_dividers", [1, 3])
+def test_row_scaler_takes_dividers_in_turn(n_dividers):
+    """n_dividers rows in the latency of a division, in order."""
+    rows = [{"m": i, "e": 127, "l": 5 * i + 1} for i in range(4 * n_dividers)]
+    dut = RowScaler(n_dividers=n_dividers)
+    scales, lse, cycles = [], [], []
+
+    async def monitor(ctx):
+        cycle = 0
+        async for _, _, valid, ready in ctx.tick().sample(dut.scale.valid, dut.scale.ready):
+            if valid and ready:
+                cycles.append(cycle)
+            cycle += 1
+
+    simulate(
+        dut,
+        put(dut.row, rows),
+        get(dut.scale, scales, len(rows)),
+        get(dut.lse, lse, len(rows)),
+        monitors=[monitor],
+    )
+    period = ReciprocalLog2.latency
+    assert [b - a for a, b in zip(cycles, cycles[n_dividers:], strict=False)] == (
+        [period] * (3 * n_dividers)
+    )
+    assert np.diff(cycles[:n_dividers]).tolist() == [1] * (n_dividers - 1)
+    state = state_of([(row["m"], row["l"], 127, []) for row in rows], 1, seed=1)
+    assert lse == finish(state)[1].tolist()
+    top, l_norm = normalise_l(state.l)
+    assert [scale.reciprocal for scale in scales] == reciprocal(l_norm).tolist()
+    assert [scale.field for scale in scales] == (127 - state.m - top - 1).tolist()
 
 
 def test_components_convert():
@@ -201,8 +246,10 @@ def test_components_convert():
         ReciprocalLog2(),
         LseEncoder(),
         RowScaler(),
+        RowScaler(n_dividers=3),
         ElementScaler(lanes=2, n_words=1),
         Finisher(head_dim=64, lanes=2),
+        Finisher(head_dim=64, lanes=16),
     ):
         assert "module \\top" in rtlil.convert(dut)
 
@@ -213,6 +260,7 @@ def test_components_convert():
         (lambda: Finisher(head_dim=64, lanes=0), "lanes must be at least 1, not 0"),
         (lambda: Finisher(head_dim=10, lanes=4), r"multiple of lanes \(4\), not 10"),
         (lambda: Finisher(head_dim=0, lanes=4), r"multiple of lanes \(4\), not 0"),
+        (lambda: RowScaler(n_dividers=0), "n_dividers must be at least 1, not 0"),
         (lambda: ElementScaler(lanes=0, n_words=1), "lanes must be at least 1, not 0"),
         (lambda: ElementScaler(lanes=1, n_words=0), "n_words must be at least 1, not 0"),
     ],

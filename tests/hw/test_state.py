@@ -1,10 +1,11 @@
 # amaranth: UnusedElaboratable=no
-"""Row state against the golden model, bit for bit: aligned addition, merges, hazards, clear."""
+"""Row state against the golden model, bit for bit: addition, merges, hazards, contexts."""
 
 import random
 
 import numpy as np
 import pytest
+from amaranth.back import rtlil
 
 from moska.golden.formats import L_STATE_WIDTH, M_WIDTH, O_EXP_WIDTH, O_STATE_WIDTH
 from moska.golden.state import RowState as GoldenState
@@ -110,7 +111,8 @@ class Driver:
     def __init__(self, dut, seed):
         self.dut = dut
         self.rng = random.Random(seed)
-        self.golden = GoldenState.empty(dut.max_rows, dut.head_dim)
+        self.n_rows = dut.n_contexts * dut.max_rows
+        self.golden = GoldenState.empty(self.n_rows, dut.head_dim)
         self.first_steps = []
 
     def expect(self, blocks):
@@ -140,7 +142,7 @@ class Driver:
                     if word == 0:
                         self.first_steps.append(cycle)
             if issued is None:
-                ctx.set(dut.step, {"valid": 0, "row": rng.randrange(dut.max_rows), "last": 1})
+                ctx.set(dut.step, {"valid": 0, "row": rng.randrange(self.n_rows), "last": 1})
             else:
                 block, word, last = issued
                 ctx.set(dut.step, {"valid": 1, "row": block[0], "word": word, "last": last})
@@ -163,32 +165,63 @@ class Driver:
         while ctx.get(dut.busy):
             await ctx.tick()
 
-    async def check(self, ctx):
-        """Compare every row that has merged something; the others have l = 0."""
+    async def clear(self, ctx, rows):
+        """Clear rows, one a cycle."""
+        for row in rows:
+            ctx.set(self.dut.clear, {"valid": 1, "row": row})
+            await ctx.tick()
+            self.golden.l[row] = 0
+        ctx.set(self.dut.clear, {"valid": 0, "row": self.rng.randrange(self.n_rows)})
+
+    async def read(self, ctx, row, word, meta_row):
+        """Read a word, and the metadata of a row; compare when the row has merged something."""
         dut, golden = self.dut, self.golden
-        for row in range(dut.max_rows):
-            elements = []
-            for word in range(dut.n_words):
-                ctx.set(dut.read, {"valid": 1, "row": row, "word": word})
-                await ctx.tick()
-                elements += list(ctx.get(dut.read_o))
-                meta = ctx.get(dut.read_meta)
-                assert meta.l == golden.l[row]
-                if golden.l[row]:
-                    assert (meta.m, meta.e) == (golden.m[row], golden.e[row])
-            if golden.l[row]:
-                assert elements == golden.o[row].tolist()
+        ctx.set(
+            dut.read,
+            {"valid": 1, "row": row, "word": word, "meta_valid": 1, "meta_row": meta_row},
+        )
+        await ctx.tick()
+        meta = ctx.get(dut.read_meta)
+        assert meta.l == golden.l[meta_row], f"l of row {meta_row}"
+        if golden.l[meta_row]:
+            assert (meta.m, meta.e) == (golden.m[meta_row], golden.e[meta_row])
+        if golden.l[row]:
+            part = slice(word * dut.lanes, (word + 1) * dut.lanes)
+            assert list(ctx.get(dut.read_o)) == golden.o[row, part].tolist(), f"row {row} {word}"
+
+    async def check(self, ctx, rows=None):
+        """Compare every row that has merged something; the others have l = 0."""
+        for row in range(self.n_rows) if rows is None else rows:
+            for word in range(self.dut.n_words):
+                await self.read(ctx, row, word, row)
+
+
+def state(*, max_rows=4, n_contexts=2, head_dim=8, lanes=4, block_latency=1):
+    return RowState(
+        max_rows=max_rows,
+        n_contexts=n_contexts,
+        head_dim=head_dim,
+        lanes=lanes,
+        block_latency=block_latency,
+    )
 
 
 @pytest.mark.parametrize("block_latency", [1, 2])
 @pytest.mark.parametrize(
-    ("max_rows", "head_dim", "lanes", "idle"),
-    [(4, 8, 2, 0.0), (8, 8, 8, 0.0), (8, 4, 1, 0.3), (2, 8, 4, 0.1)],
+    ("max_rows", "n_contexts", "head_dim", "lanes", "idle"),
+    [(4, 1, 8, 2, 0.0), (4, 2, 8, 8, 0.0), (2, 4, 4, 1, 0.3), (2, 1, 8, 4, 0.1)],
 )
-def test_merges_match_golden(block_latency, max_rows, head_dim, lanes, idle):
-    dut = RowState(max_rows=max_rows, head_dim=head_dim, lanes=lanes, block_latency=block_latency)
+def test_merges_match_golden(block_latency, max_rows, n_contexts, head_dim, lanes, idle):
+    """Blocks of all contexts, mixed."""
+    dut = state(
+        max_rows=max_rows,
+        n_contexts=n_contexts,
+        head_dim=head_dim,
+        lanes=lanes,
+        block_latency=block_latency,
+    )
     driver = Driver(dut, seed=head_dim + lanes)
-    blocks = random_blocks(90, max_rows, head_dim, seed=max_rows + lanes)
+    blocks = random_blocks(90, driver.n_rows, head_dim, seed=max_rows + lanes)
 
     async def bench(ctx):
         await driver.merge(ctx, blocks, idle=idle)
@@ -202,10 +235,13 @@ def test_merges_match_golden(block_latency, max_rows, head_dim, lanes, idle):
 @pytest.mark.parametrize("block_latency", [1, 2])
 @pytest.mark.parametrize(("head_dim", "lanes"), [(4, 4), (8, 2)])
 def test_hazard_lasts_until_the_merge_is_written(block_latency, head_dim, lanes):
-    """Blocks of one row follow each other at the latency of a merge, different rows at once."""
-    dut = RowState(max_rows=4, head_dim=head_dim, lanes=lanes, block_latency=block_latency)
-    rows = [0, 0, 0, 1, 2, 3, 1]
-    blocks = random_blocks(len(rows), 4, head_dim, seed=1, rows=rows)
+    """Blocks of one row follow each other at the latency of a merge, different rows at once.
+
+    Rows 0 and 4 are row 0 of two contexts.
+    """
+    dut = state(head_dim=head_dim, lanes=lanes, block_latency=block_latency)
+    rows = [0, 0, 0, 1, 4, 3, 1]
+    blocks = random_blocks(len(rows), 8, head_dim, seed=1, rows=rows)
     driver = Driver(dut, seed=2)
 
     async def bench(ctx):
@@ -220,21 +256,55 @@ def test_hazard_lasts_until_the_merge_is_written(block_latency, head_dim, lanes)
     assert gaps == [wait, wait, n_words, n_words, n_words, max(n_words, wait - 2 * n_words)]
 
 
+@pytest.mark.parametrize("block_latency", [1, 3])
+def test_latency(block_latency):
+    """A read ``latency`` cycles after the last step sees the merge, one cycle before it does not.
+
+    The read before names a context that is being merged, so its answer is the old state only
+    because no step is in the memories' read stage.
+    """
+    dut = state(head_dim=4, lanes=4, block_latency=block_latency)
+    blocks = random_blocks(2, 8, 4, seed=5, rows=[6, 6])
+    driver = Driver(dut, seed=6)
+    seen = []
+
+    async def bench(ctx):
+        await driver.merge(ctx, blocks[:1])
+        _, ref, total, pv_ref, o = blocks[1]
+        ctx.set(dut.step, {"valid": 1, "row": 6, "word": 0, "last": 1})
+        ctx.set(dut.read, {"row": 6, "meta_row": 6})
+        for cycle in range(dut.latency + 2):
+            if cycle == block_latency:
+                ctx.set(dut.l, total)
+                ctx.set(dut.ref, ref)
+                ctx.set(dut.pv_ref, pv_ref)
+                ctx.set(dut.o, o)
+            await ctx.tick()
+            ctx.set(dut.step, {"valid": 0})
+            # Answers to the read of this cycle.
+            seen.append((ctx.get(dut.read_meta.l), list(ctx.get(dut.read_o))))
+
+    simulate(dut, bench)
+    driver.expect(blocks[:1])
+    old = driver.golden.l[6], driver.golden.o[6].tolist()
+    driver.expect(blocks[1:])
+    new = driver.golden.l[6], driver.golden.o[6].tolist()
+    assert old != new
+    assert seen[dut.latency - 1] == old
+    assert seen[dut.latency] == new
+
+
 def test_clear_makes_rows_fresh():
-    dut = RowState(max_rows=8, head_dim=4, lanes=2, block_latency=1)
+    dut = state(max_rows=8, head_dim=4, lanes=2)
     driver = Driver(dut, seed=3)
-    rounds = [random_blocks(40, 8, 4, seed=seed) for seed in (4, 5)]
-    cleared = (0, 3, 7)
+    rounds = [random_blocks(80, 16, 4, seed=seed) for seed in (4, 5)]
+    cleared = (0, 3, 7, 8, 13)
 
     async def bench(ctx):
         await driver.merge(ctx, rounds[0])
         driver.expect(rounds[0])
         assert all(driver.golden.l[row] for row in cleared)
-        for row in cleared:
-            ctx.set(dut.clear, {"valid": 1, "row": row})
-            await ctx.tick()
-            driver.golden.l[row] = 0
-        ctx.set(dut.clear, {"valid": 0, "row": 1})
+        await driver.clear(ctx, cleared)
         await driver.check(ctx)
         await driver.merge(ctx, rounds[1])
         driver.expect(rounds[1])
@@ -243,13 +313,78 @@ def test_clear_makes_rows_fresh():
     simulate(dut, bench)
 
 
+@pytest.mark.parametrize(("n_contexts", "idle"), [(2, 0.0), (4, 0.0), (4, 0.3)])
+def test_contexts_at_once(n_contexts, idle):
+    """One context is merged while another is read and a third, if there is one, is cleared.
+
+    Words and metadata are read in every cycle, of rows that differ; roles go round.
+    """
+    max_rows, head_dim, lanes = 4, 8, 2
+    dut = state(max_rows=max_rows, n_contexts=n_contexts, head_dim=head_dim, lanes=lanes)
+    driver = Driver(dut, seed=n_contexts)
+    rng = random.Random(7)
+    n_rows = n_contexts * max_rows
+    counts = {"read": 0, "cleared": 0}
+    merging = [False]
+    turn = [0]
+
+    def rows_of(context):
+        first = context % n_contexts * max_rows
+        return range(first, first + max_rows)
+
+    async def merge(ctx):
+        blocks = random_blocks(6 * n_rows, n_rows, head_dim, seed=8)
+        await driver.merge(ctx, blocks)
+        driver.expect(blocks)
+        for context in range(2 * n_contexts):
+            rows = [rng.choice(rows_of(context)) for _ in range(12)]
+            blocks = random_blocks(12, n_rows, head_dim, seed=context, rows=rows)
+            turn[0] = context
+            merging[0] = True
+            await driver.merge(ctx, blocks, idle=idle)
+            merging[0] = False
+            driver.expect(blocks)
+            await ctx.tick().repeat(2)
+        await driver.check(ctx)
+
+    async def read(ctx):
+        while True:
+            await ctx.tick()
+            while merging[0]:
+                rows = rows_of(turn[0] + 1)
+                await driver.read(
+                    ctx, rng.choice(rows), rng.randrange(dut.n_words), rng.choice(rows)
+                )
+                counts["read"] += 1
+
+    async def clear(ctx):
+        while True:
+            await ctx.tick()
+            if merging[0] and n_contexts > 2:
+                row = rng.choice(rows_of(turn[0] + 2))
+                counts["cleared"] += int(driver.golden.l[row] != 0)
+                await driver.clear(ctx, [row])
+
+    simulate(dut, merge, monitors=[read, clear])
+    assert counts["read"] > 100 * n_contexts
+    assert (counts["cleared"] > 2 * n_contexts) == (n_contexts > 2)
+
+
+def test_converts():
+    for parameters in ({}, {"n_contexts": 4, "lanes": 8}, {"n_contexts": 1, "max_rows": 2}):
+        assert "module \\top" in rtlil.convert(state(**parameters))
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"lanes": 3, "block_latency": 1}, r"multiple of lanes \(3\), not 16"),
-        ({"lanes": 4, "block_latency": 0}, "block_latency must be at least 1, not 0"),
+        ({"lanes": 3}, r"multiple of lanes \(3\), not 8"),
+        ({"block_latency": 0}, "block_latency must be at least 1, not 0"),
+        ({"max_rows": 6}, "max_rows must be a power of two, at least 2, not 6"),
+        ({"max_rows": 1}, "max_rows must be a power of two, at least 2, not 1"),
+        ({"n_contexts": 3}, "n_contexts must be a power of two, at least 1, not 3"),
     ],
 )
 def test_parameters_are_checked(parameters, message):
     with pytest.raises(ValueError, match=message):
-        RowState(max_rows=4, head_dim=16, **parameters)
+        state(**parameters)

@@ -1,13 +1,17 @@
-"""Drain: steps in order, waits for hazards, release and table_done in their cycles."""
+# amaranth: UnusedElaboratable=no
+"""Drain: steps in order, waits for hazards, release and ends of tiles and jobs in their cycles."""
 
 import random
 
 import pytest
+from amaranth.back import rtlil
 
 from moska.hw.control.drain import Drain
 from moska.sim.bench import simulate
 
 N_TABLES = 4
+MAX_ROWS = 16
+N_CONTEXTS = 4
 
 
 class Run:
@@ -15,26 +19,25 @@ class Run:
 
     def __init__(self, dut, blocks, tables, *, hazard=0.0, delay=0, seed=0):
         self.dut = dut
-        self.blocks = blocks  # (n_rows, table, tile_last)
-        self.tables = tables  # rows of the tile of each block
+        self.blocks = blocks  # (n_rows, table, tile_last, job_last)
+        self.tables = tables  # {context, row} of the tile of each block
         self.hazard = hazard
         self.delay = delay
         self.rng = random.Random(seed)
         self.steps = []  # (cycle, block, row, word, last)
         self.releases = []  # (block, steps of it that remain)
         self.done = []  # (block, table, steps of it that remain)
+        self.jobs = []  # (block, steps of it that remain)
 
     async def bench(self, ctx):
         dut, rng = self.dut, self.rng
         offered = n_captured = n_released = taken = in_block = cycle = 0
         hold = 0
-        remain = [n_rows * dut.n_words for n_rows, _, _ in self.blocks]
+        remain = [n_rows * dut.n_words for n_rows, *_ in self.blocks]
         while any(remain):
             if offered < len(self.blocks):
-                n_rows, table, tile_last = self.blocks[offered]
-                ctx.set(
-                    dut.block.payload, {"n_rows": n_rows, "table": table, "tile_last": tile_last}
-                )
+                names = "n_rows", "table", "tile_last", "job_last"
+                ctx.set(dut.block.payload, dict(zip(names, self.blocks[offered], strict=True)))
                 ctx.set(dut.block.valid, int(rng.random() < 0.8))
             else:
                 ctx.set(dut.block.valid, 0)
@@ -68,6 +71,9 @@ class Run:
             if table_done:
                 assert step.valid
                 self.done.append((in_block, ctx.get(dut.table), remain[in_block]))
+            if ctx.get(dut.job_done):
+                assert step.valid
+                self.jobs.append((in_block, remain[in_block]))
             if step.valid and remain[in_block] == 0:
                 in_block += 1
             await ctx.tick()
@@ -79,24 +85,35 @@ class Run:
         assert not ctx.get(dut.busy)
 
 
-def random_blocks(query_tile, max_rows, count, seed):
+def drain(query_tile, n_words, slack):
+    return Drain(
+        max_rows=MAX_ROWS,
+        n_contexts=N_CONTEXTS,
+        query_tile=query_tile,
+        n_words=n_words,
+        n_tables=N_TABLES,
+        slack=slack,
+    )
+
+
+def random_blocks(query_tile, count, seed):
     rng = random.Random(seed)
-    blocks = [
-        (rng.randint(1, query_tile), rng.randrange(N_TABLES), rng.randint(0, 1))
-        for _ in range(count)
-    ]
-    return blocks, [rng.sample(range(max_rows), n_rows) for n_rows, _, _ in blocks]
+    blocks = []
+    for _ in range(count):
+        tile_last = rng.randint(0, 1)
+        job_last = tile_last & rng.randint(0, 1)
+        blocks.append((rng.randint(1, query_tile), rng.randrange(N_TABLES), tile_last, job_last))
+    tables = [rng.sample(range(N_CONTEXTS * MAX_ROWS), n_rows) for n_rows, *_ in blocks]
+    return blocks, tables
 
 
 @pytest.mark.parametrize(
     ("query_tile", "n_words", "slack"), [(2, 8, 3), (4, 4, 2), (8, 1, 4), (2, 1, 1), (4, 2, 0)]
 )
 @pytest.mark.parametrize(("hazard", "delay"), [(0.0, 0), (0.5, 3)])
-def test_order_release_and_table_done(query_tile, n_words, slack, hazard, delay):
-    dut = Drain(
-        max_rows=16, query_tile=query_tile, n_words=n_words, n_tables=N_TABLES, slack=slack
-    )
-    blocks, tables = random_blocks(query_tile, 16, 40, seed=query_tile + n_words)
+def test_order_release_and_ends(query_tile, n_words, slack, hazard, delay):
+    dut = drain(query_tile, n_words, slack)
+    blocks, tables = random_blocks(query_tile, 40, seed=query_tile + n_words)
     run = Run(dut, blocks, tables, hazard=hazard, delay=delay, seed=slack)
     simulate(dut, run.bench)
 
@@ -109,17 +126,22 @@ def test_order_release_and_table_done(query_tile, n_words, slack, hazard, delay)
     # As early as the next block may be captured: each further row adds one to the slack.
     assert run.releases == [
         (index, min(n_rows * n_words - 1, slack + n_rows - 1))
-        for index, (n_rows, _, _) in enumerate(blocks)
+        for index, (n_rows, *_) in enumerate(blocks)
     ]
     assert run.done == [
-        (index, table, 0) for index, (_, table, tile_last) in enumerate(blocks) if tile_last
+        (index, table, 0) for index, (_, table, tile_last, _) in enumerate(blocks) if tile_last
     ]
+    assert run.jobs == [(index, 0) for index, block in enumerate(blocks) if block[3]]
 
 
 def test_one_step_a_cycle_across_blocks():
-    dut = Drain(max_rows=16, query_tile=4, n_words=4, n_tables=N_TABLES, slack=3)
-    blocks = [(4, table % N_TABLES, 1) for table in range(6)]
+    dut = drain(4, 4, 3)
+    blocks = [(4, table % N_TABLES, 1, 0) for table in range(6)]
     run = Run(dut, blocks, [[3, 1, 2, 0]] * 6)
     simulate(dut, run.bench)
     cycles = [step[0] for step in run.steps]
     assert cycles == list(range(cycles[0], cycles[0] + 6 * 16))
+
+
+def test_converts():
+    assert "drain" in rtlil.convert(drain(4, 4, 3), name="drain")

@@ -1,188 +1,384 @@
-"""Fetch against a Python model of its commands; Load's routing and selection words."""
+# amaranth: UnusedElaboratable=no
+"""Fetch against a Python model of its commands and slots: jobs, loads, interleaving, failures."""
 
 import random
 
 import pytest
+from amaranth.back import rtlil
 
-from moska.golden.layout import DESCRIPTOR_BYTES, SELECTION_LINE, Selection, pack_descriptor
-from moska.golden.router import Router
-from moska.hw.control.fetch import Fetch, Load, Phase, Target
-from moska.hw.router.invert import row_word_bits
-from moska.sim.bench import check_hold, get, put, simulate
+from moska.golden.formats import ALIGN
+from moska.golden.layout import CHECKSUM_BYTES, Selection, pack_descriptor
+from moska.hw.control.fetch import Fetch
+from moska.hw.control.load import Channel, Target
+from moska.sim.bench import check_hold, fields, simulate
 
 MAX_CHUNKS = 32
-SLOT_FIELDS = "representative", "chunk", "n_tokens", "all"
-DESCRIPTOR_ADDR = 0x1234_5678_9AC0
+N_CONTEXTS = 4
+SLOT_FIELDS = "representative", "context", "chunk", "n_tokens", "all", "job_last"
+CHANNELS = {
+    Target.CHECKSUM: Channel.SCALES,
+    Target.SCALES: Channel.SCALES,
+    Target.KEYS: Channel.KEYS,
+    Target.VALUES: Channel.VALUES,
+}
 BASES = {
-    "q_addr": 0x1_0000_0000,
-    "q_scale_addr": 0x2_0000_0040,
     "k_addr": 0x3_0000_0080,
     "v_addr": 0x4_0000_00C0,
     "scale_addr": 0x5_0000_0100,
-    "rep_addr": 0x6_0000_0140,
+    "rep_addr": 0xFFFF_FFF0_0000_0140,
     "rep_scale_addr": 0x7_0000_0180,
-    "selection_addr": 0xFFFF_FFFF_0000_0000,
+    "checksum_addr": 0x8_0000_0040,
 }
 
 
-class Model:
-    """What Fetch asks for, phase after phase; the slot number goes on through all of them."""
-
-    def __init__(self, dut, job, wanted):
-        self.dut = dut
-        self.job = {**BASES, **job}
-        self.wanted = wanted  # chunks that a row selected, None: every chunk
-        self.slot = 0
-        self.cmds = []  # (addr, n_beats, target, slot or None)
-        self.slots = []
-        self.skipped = self.read = 0
-
-    def beats(self, n_bytes):
-        return -(-n_bytes // self.dut.bus_bytes)
-
-    def tokens(self, first, count, *, representative, chunk):
-        dut, job = self.dut, self.job
-        prefix = "rep_" if representative else ""
-        keys = job["rep_addr"] if representative else job["k_addr"]
-        while count:
-            n = min(count, dut.buffer_tokens)
-            row_bytes = n * dut.head_dim
-            scales = job[f"{prefix}scale_addr"] + 4 * first
-            self.cmds.append((scales, self.beats(4 * n), Target.SCALES, self.slot))
-            place = first * dut.head_dim
-            self.cmds.append((keys + place, self.beats(row_bytes), Target.KEYS, self.slot))
-            if not representative:
-                self.cmds.append(
-                    (job["v_addr"] + place, self.beats(row_bytes), Target.VALUES, self.slot)
-                )
-            self.slots.append(
-                {
-                    "representative": int(representative),
-                    "chunk": first // job["rep_rows"] if representative else chunk,
-                    "n_tokens": n,
-                    "all": int(representative or self.wanted is None),
-                }
-            )
-            self.slot = (self.slot + 1) % dut.buffer_slots
-            first += n
-            count -= n
-
-    def phase(self, phase):
-        job = self.job
-        if phase is Phase.DESCRIPTOR:
-            n_beats = self.beats(DESCRIPTOR_BYTES)
-            self.cmds.append((DESCRIPTOR_ADDR, n_beats, Target.DESCRIPTOR, None))
-        elif phase is Phase.SELECTION:
-            n_beats = self.beats(SELECTION_LINE * job["n_chunks"])
-            self.cmds.append((job["selection_addr"], n_beats, Target.SELECTION, None))
-        elif phase is Phase.QUERIES:
-            n_beats = self.beats(2 * job["n_rows"])
-            self.cmds.append((job["q_scale_addr"], n_beats, Target.QUERY_SCALES, None))
-            n_beats = self.beats(2 * job["n_rows"] * self.dut.head_dim)
-            self.cmds.append((job["q_addr"], n_beats, Target.QUERIES, None))
-        elif phase is Phase.REPRESENTATIVES:
-            self.tokens(0, job["n_chunks"] * job["rep_rows"], representative=True, chunk=None)
-        else:
-            for chunk in range(job["n_chunks"]):
-                first = chunk * job["chunk_tokens"]
-                if self.wanted is not None and chunk not in self.wanted:
-                    self.skipped += 1
-                    continue
-                self.read += 1
-                count = min(job["chunk_tokens"], job["n_tokens"] - first)
-                self.tokens(first, count, representative=False, chunk=chunk)
-
-
-def run_fetch(dut, job, phases, wanted=None, *, seed=0, stall=0.2, keep=5):
-    """Run the phases; compare commands, slots and counts with the model. Returns the model."""
-    model = Model(dut, job, wanted)
-    for phase in phases:
-        model.phase(phase)
-    rng = random.Random(seed)
-    cmds, slots = [], []
-    counts = {"read": 0, "skipped": 0, "most": 0}
-
-    async def bench(ctx):
-        todo = list(phases)
-        in_use = []  # cycles that each taken slot is still kept
-        used = freed = 0
-        asked = [0, 0]
-        ctx.set(dut.descriptor_addr, DESCRIPTOR_ADDR)
-        descriptor = pack_descriptor(**model.job)
-        ctx.set(dut.job.as_value(), int.from_bytes(descriptor, "little"))
-        ctx.set(dut.every, int(wanted is None))
-        busy = True
-        while todo or busy:
-            if todo:
-                ctx.set(dut.start.payload, todo[0])
-            ctx.set(dut.start.valid, int(bool(todo)))
-            ctx.set(dut.cmd.ready, int(rng.random() >= stall))
-            ctx.set(dut.target.ready, int(rng.random() >= stall))
-            ctx.set(dut.slot.ready, int(rng.random() >= stall))
-            slot_done = bool(in_use) and in_use[0] == 0
-            ctx.set(dut.slot_done, int(slot_done))
-            ctx.set(dut.wanted, int(wanted is not None and asked[0] in wanted))
-
-            started = ctx.get(dut.start.valid) and ctx.get(dut.start.ready)
-            cmd, target = ctx.get(dut.cmd.payload), ctx.get(dut.target.payload)
-            cmd_taken = ctx.get(dut.cmd.valid) and ctx.get(dut.cmd.ready)
-            target_taken = ctx.get(dut.target.valid) and ctx.get(dut.target.ready)
-            assert cmd_taken == target_taken, "a command and its target leave together"
-            slot_taken = ctx.get(dut.slot.valid) and ctx.get(dut.slot.ready)
-            slot = ctx.get(dut.slot.payload)
-            counts["read"] += ctx.get(dut.chunk_read)
-            counts["skipped"] += ctx.get(dut.chunk_skipped)
-            asked = [asked[1], ctx.get(dut.wanted_chunk)]
-            await ctx.tick()
-            in_use = [max(0, cycles - 1) for cycles in in_use]
-            if cmd_taken:
-                has_slot = target.target in (Target.SCALES, Target.KEYS, Target.VALUES)
-                where = target.slot if has_slot else None
-                cmds.append((cmd.addr, cmd.n_beats, target.target, where))
-                if target.target == Target.SCALES:
-                    used += 1
-                    assert used - freed <= dut.buffer_slots, "a slot in use is filled again"
-                    counts["most"] = max(counts["most"], used - freed)
-            if slot_done:
-                in_use.pop(0)
-                freed += 1
-            if slot_taken:
-                slots.append({name: getattr(slot, name) for name in SLOT_FIELDS})
-                in_use.append(rng.randint(0, keep))
-            if started:
-                todo.pop(0)
-            ctx.set(dut.start.valid, 0)
-            busy = bool(ctx.get(dut.busy))
-
-    simulate(dut, bench)
-    assert cmds == model.cmds
-    assert slots == model.slots
-    assert (counts["read"], counts["skipped"]) == (model.read, model.skipped)
-    model.most = counts["most"]
-    return model
-
-
-def fetch(*, bus_bytes=8, head_dim=16, buffer_tokens=32, buffer_slots=2):
+def fetch(*, bus_bytes=8, head_dim=16, buffer_tokens=32, buffer_slots=4):
     return Fetch(
         max_chunks=MAX_CHUNKS,
         head_dim=head_dim,
         bus_bytes=bus_bytes,
         buffer_tokens=buffer_tokens,
         buffer_slots=buffer_slots,
+        n_contexts=N_CONTEXTS,
     )
 
 
+def attend_job(context, chunk_tokens, n_tokens, *, wanted=None, checksum=0):
+    """Job that reads chunks: the ``wanted`` ones, None: all."""
+    return {
+        "context": context,
+        "wanted": wanted,
+        "rep_shift": 0,
+        "descriptor": BASES
+        | {
+            "selection": Selection.ALL if wanted is None else Selection.TOP_K,
+            "n_chunks": -(-n_tokens // chunk_tokens),
+            "chunk_tokens": chunk_tokens,
+            "n_tokens": n_tokens,
+            "checksum": checksum,
+        },
+    }
+
+
+def route_job(context, n_chunks, rep_shift):
+    """Job that reads representatives."""
+    return {
+        "context": context,
+        "rep_shift": rep_shift,
+        "descriptor": BASES
+        | {
+            "selection": Selection.TOP_K,
+            "n_chunks": n_chunks,
+            "chunk_tokens": 16,
+            "n_tokens": 16 * n_chunks,
+            "rep_rows": 1 << rep_shift,
+        },
+    }
+
+
+def slots_of(dut, job, *, representative):
+    """Slots of a job: (fields of the slot, its commands without the slot number)."""
+    descriptor, context = job["descriptor"], job["context"]
+    runs = []  # chunk, first token, tokens
+    if representative:
+        runs = [(None, 0, descriptor["n_chunks"] << job["rep_shift"])]
+    else:
+        for chunk in range(descriptor["n_chunks"]):
+            first = chunk * descriptor["chunk_tokens"]
+            if job["wanted"] is None or chunk in job["wanted"]:
+                count = min(descriptor["chunk_tokens"], descriptor["n_tokens"] - first)
+                runs.append((chunk, first, count))
+
+    def beats(n_bytes):
+        return -(-n_bytes // ALIGN) * ALIGN // dut.bus_bytes
+
+    out = []
+    for run, (chunk, start, count) in enumerate(runs):
+        for done in range(0, count, dut.buffer_tokens):
+            token, n = start + done, min(count - done, dut.buffer_tokens)
+            last = done + n == count
+            prefix = "rep_" if representative else ""
+            rows = token * dut.head_dim, beats(n * dut.head_dim)
+            keys = descriptor["rep_addr" if representative else "k_addr"]
+            reads = [
+                (Target.SCALES, descriptor[f"{prefix}scale_addr"] + 4 * token, beats(4 * n)),
+                (Target.KEYS, keys + rows[0], rows[1]),
+            ]
+            if not representative:
+                reads.append((Target.VALUES, descriptor["v_addr"] + rows[0], rows[1]))
+                if descriptor["checksum"] and not done:
+                    addr = descriptor["checksum_addr"] + CHECKSUM_BYTES * chunk
+                    n_beats = max(1, CHECKSUM_BYTES // dut.bus_bytes)
+                    reads.insert(0, (Target.CHECKSUM, addr, n_beats))
+            slot = {
+                "representative": int(representative),
+                "context": context,
+                "chunk": token >> job["rep_shift"] if representative else chunk,
+                "n_tokens": n,
+                "all": int(representative or job["wanted"] is None),
+                "job_last": int(last and run == len(runs) - 1),
+            }
+            commands = [
+                {
+                    "target": target.value,
+                    "addr": addr,
+                    "n_beats": n_beats,
+                    "context": context,
+                    "representative": int(representative),
+                    "chunk_first": int(not representative and not done),
+                    "chunk_last": int(not representative and last),
+                    "checked": int(not representative and descriptor["checksum"]),
+                }
+                for target, addr, n_beats in reads
+            ]
+            out.append((slot, commands))
+    return out
+
+
+class Run:
+    """Jobs through a Fetch; its surroundings take commands and slots and hand slots back."""
+
+    def __init__(
+        self,
+        dut,
+        *,
+        attend=(),
+        route=(),
+        loads=(),
+        seed=0,
+        idle=0.2,
+        route_idle=0.2,
+        stall=0.2,
+        keep=10,
+        fail=None,
+    ):
+        self.dut = dut
+        self.jobs = {"attend": list(attend), "route": list(route)}
+        self.loads = list(loads)
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.idle = {"attend": idle, "route": route_idle}  # chance a cycle that no job comes
+        self.stall = stall
+        self.keep = keep  # cycles that a slot's keys, and then its values, are in use, at most
+        self.fail = fail or {}  # context: slots of its job that are allocated before it fails
+        self.commands = []  # in order, fields
+        self.slots = []
+        self.allocated = []  # (cycle, representative)
+        self.nones = self.n_read = self.n_skipped = 0
+        self.ready_after = {"attend": [], "route": []}  # slots allocated when a job was ready
+        self.reordered = False
+        self.most = 0
+
+    def model(self, name):
+        return [
+            slots_of(self.dut, job, representative=name == "route") for job in self.jobs[name]
+        ]
+
+    async def bench(self, ctx):
+        dut, rng = self.dut, self.rng
+        todo = {name: list(jobs) for name, jobs in self.jobs.items()}
+        model = {name: self.model(name) for name in todo}
+        remaining = {
+            name: [len(slots) for slots in model[name]] for name in todo
+        }  # slots that each job may still give
+        held = {"attend": 0, "route": 0}  # cycles that the job on a port waits
+        loads = list(self.loads)
+        asked = [(None, 0)] * 2
+        current = None  # job on ``attend``
+        keys, values = [], []  # slots in use: [number, representative, cycles]
+        in_use, order = set(), []
+        taken = cycle = quiet = 0
+        failed = 0
+        given = {context: 0 for context in range(N_CONTEXTS)}
+        while quiet < 5:
+            for name, port in (("attend", dut.attend), ("route", dut.route)):
+                if todo[name] and not held[name] and rng.random() >= self.idle[name]:
+                    job = todo[name][0]
+                    bits = int.from_bytes(pack_descriptor(**job["descriptor"]), "little")
+                    ctx.set(port.payload.descriptor.as_value(), bits)
+                    ctx.set(port.payload.context, job["context"])
+                    ctx.set(port.payload.rep_shift, job["rep_shift"])
+                    ctx.set(port.valid, 1)
+                    held[name] = 1
+                    if name == "attend":
+                        current = job
+            if loads and not ctx.get(dut.load_cmd.valid) and rng.random() < 0.05:
+                ctx.set(dut.load_cmd.payload, loads[0])
+                ctx.set(dut.load_cmd.valid, 1)
+            ctx.set(dut.cmd.ready, int(rng.random() >= self.stall))
+            ctx.set(dut.slot.ready, int(rng.random() >= self.stall))
+            ctx.set(dut.failed, failed)
+            job, chunk = asked.pop(0)
+            listed = (job and job["wanted"]) or ()
+            ctx.set(dut.wanted, int(chunk in listed))
+            asked.append((current, ctx.get(dut.wanted_chunk)))
+
+            # Who is done with a slot, in any order.
+            over = [entry for entry in keys if entry[2] == 0]
+            ctx.set(dut.score_done.valid, int(bool(over)))
+            scored = valued = None
+            if over:
+                scored = rng.choice(over)
+                ctx.set(dut.score_done.slot, scored[0])
+            over = [entry for entry in values if entry[2] == 0]
+            ctx.set(dut.value_done.valid, int(bool(over)))
+            if over:
+                valued = rng.choice(over)
+                ctx.set(dut.value_done.slot, valued[0])
+
+            self.nones += ctx.get(dut.none)
+            self.n_read += ctx.get(dut.chunk_read)
+            self.n_skipped += ctx.get(dut.chunk_skipped)
+            allocated = ctx.get(dut.allocated)
+            load_taken = ctx.get(dut.load_cmd.valid) and ctx.get(dut.load_cmd.ready)
+            ready = {
+                name: held[name] and ctx.get(getattr(dut, name).ready) for name in held
+            }
+            if ctx.get(dut.none):
+                assert ready["attend"], "none comes with the ready of its job"
+                assert not model["attend"][len(self.jobs["attend"]) - len(todo["attend"])]
+            command = None
+            if ctx.get(dut.cmd.valid) and ctx.get(dut.cmd.ready):
+                names = "target", "context", "slot", "representative", "chunk_first", "chunk_last"
+                command = fields(ctx, dut.cmd.payload.tag, (*names, "checked"))
+                command |= fields(ctx, dut.cmd.payload, ("addr", "n_beats", "id"))
+            slot = None
+            if ctx.get(dut.slot.valid) and ctx.get(dut.slot.ready):
+                slot = fields(ctx, dut.slot.payload, SLOT_FIELDS)
+
+            if allocated.valid:
+                name = "route" if allocated.representative else "attend"
+                index = len(self.jobs[name]) - len(todo[name])
+                if not allocated.representative and held["route"] > 1:
+                    waiting = remaining["route"][len(self.jobs["route"]) - len(todo["route"])]
+                    assert not waiting, "representatives go first"
+                number = len(self.allocated) % dut.buffer_slots
+                assert number not in in_use, f"slot {number} is filled while in use"
+                in_use.add(number)
+                self.most = max(self.most, len(in_use))
+                self.allocated.append((cycle, allocated.representative))
+                context = self.jobs[name][index]["context"]
+                remaining[name][index] -= 1
+                if failed >> context & 1:
+                    remaining[name][index] = 0  # this was its last one
+            await ctx.tick()
+            cycle += 1
+
+            for name, port in (("attend", dut.attend), ("route", dut.route)):
+                if ready[name]:
+                    done = len(self.jobs[name]) - len(todo[name])
+                    assert not remaining[name][done], "ready before the job's last slot"
+                    todo[name].pop(0)
+                    held[name] = 0
+                    ctx.set(port.valid, 0)
+                    if name == "attend":
+                        current = None
+                elif held[name]:
+                    held[name] += 1
+            if load_taken:
+                loads.pop(0)
+                ctx.set(dut.load_cmd.valid, 0)
+            if command is not None:
+                self.commands.append(command)
+            if allocated.valid:
+                given[context] += 1
+            for context, count in self.fail.items():
+                if given[context] >= count and rng.random() < 0.3:
+                    failed |= 1 << context
+            for entry in keys + values:
+                entry[2] = max(0, entry[2] - 1)
+            if scored:
+                keys.remove(scored)
+                if scored[1]:
+                    in_use.remove(scored[0])
+                    self.reordered |= order[0] != scored[0]
+                    order.remove(scored[0])
+                else:
+                    values.append([scored[0], 0, rng.randint(0, self.keep)])
+            if valued:
+                values.remove(valued)
+                in_use.remove(valued[0])
+                self.reordered |= order[0] != valued[0]
+                order.remove(valued[0])
+            if slot is not None:
+                self.slots.append(slot)
+                number = taken % dut.buffer_slots
+                keys.append([number, slot["representative"], rng.randint(0, self.keep)])
+                order.append(number)
+                taken += 1
+            quiet = 0 if any(todo.values()) or loads or ctx.get(dut.busy) else quiet + 1
+
+    def check(self):
+        """Compare all that was seen with the model; return the slots that each job gave."""
+        n_slots = self.dut.buffer_slots
+        where = f"seed {self.seed}"
+        # Slots and their commands, by kind, each in order.
+        model = {1: self.model("route"), 0: self.model("attend")}
+        loads = [command for command in self.commands if command["id"] == Channel.CONTROL.value]
+        names = "addr", "n_beats", "target", "context"
+        assert [{name: load[name] for name in names} for load in loads] == [
+            load | {"target": load["target"].value} for load in self.loads
+        ], where
+        commands = [entry for entry in self.commands if entry["id"] != Channel.CONTROL.value]
+        assert [entry[1] for entry in self.allocated] == [
+            slot["representative"] for slot in self.slots
+        ], where
+        counts = {1: [0] * len(model[1]), 0: [0] * len(model[0])}
+        job = {1: 0, 0: 0}
+        for index, slot in enumerate(self.slots):
+            kind = slot["representative"]
+            while not model[kind][job[kind]]:
+                job[kind] += 1
+            expected, reads = model[kind][job[kind]][counts[kind][job[kind]]]
+            counts[kind][job[kind]] += 1
+            cut = slot["job_last"] and not expected["job_last"]
+            if cut:
+                assert expected["context"] in self.fail, f"{where}, slot {index}: cut short"
+                expected = expected | {"job_last": 1}
+                reads = [read | {"chunk_last": int(not kind)} for read in reads]
+            assert slot == expected, f"{where}, slot {index}"
+            for read in reads:
+                command = commands.pop(0)
+                wanted = read | {
+                    "slot": index % n_slots,
+                    "id": CHANNELS[Target(read["target"])].value,
+                }
+                assert command == wanted, f"{where}, slot {index}"
+            job[kind] += slot["job_last"]
+        assert not commands, where
+        return counts
+
+
+def run(dut, **arguments):
+    """Run, check; every job that does not fail gives all of its slots."""
+    result = Run(dut, **arguments)
+    simulate(
+        dut,
+        result.bench,
+        monitors=[check_hold(dut.cmd), check_hold(dut.slot)],
+        cycles=30_000,
+    )
+    counts = result.check()
+    for kind, name in ((1, "route"), (0, "attend")):
+        for job, count, slots in zip(
+            result.jobs[name], counts[kind], result.model(name), strict=True
+        ):
+            if job["context"] in result.fail:
+                assert (count > 0) == (len(slots) > 0)
+            else:
+                assert count == len(slots)
+    if not result.fail:
+        jobs = result.jobs["attend"]
+        n_chunks = sum(job["descriptor"]["n_chunks"] for job in jobs)
+        n_read = sum(
+            job["descriptor"]["n_chunks"] if job["wanted"] is None else len(job["wanted"])
+            for job in jobs
+        )
+        assert (result.n_read, result.n_skipped) == (n_read, n_chunks - n_read)
+        assert result.nones == sum(job["wanted"] == set() for job in jobs)
+    return result, counts
+
+
 SHAPES = [(8, 16), (16, 64), (64, 64), (64, 128), (32, 64)]
-
-
-@pytest.mark.parametrize(("bus_bytes", "head_dim"), SHAPES)
-@pytest.mark.parametrize("n_rows", [1, 7, 16])
-def test_loads(bus_bytes, head_dim, n_rows):
-    dut = fetch(bus_bytes=bus_bytes, head_dim=head_dim)
-    job = {"n_rows": n_rows, "n_chunks": 5, "chunk_tokens": 16, "n_tokens": 80}
-    phases = [Phase.DESCRIPTOR, Phase.SELECTION, Phase.QUERIES]
-    model = run_fetch(dut, job, phases, seed=n_rows)
-    assert len(model.cmds) == 4
 
 
 @pytest.mark.parametrize(("bus_bytes", "head_dim"), SHAPES)
@@ -192,184 +388,140 @@ def test_loads(bus_bytes, head_dim, n_rows):
         (32, 32 * 6),  # a chunk fills a slot
         (16, 16 * 5 + 1),  # half a slot; one token in the last
         (80, 80 * 3 + 47),  # several slots to a chunk, the last one short
-        (64, 64 * 2 + 33),
         (4096, 95),  # one chunk, shorter than its size
     ],
 )
 def test_all_chunks(bus_bytes, head_dim, chunk_tokens, n_tokens):
     dut = fetch(bus_bytes=bus_bytes, head_dim=head_dim)
-    n_chunks = -(-n_tokens // chunk_tokens)
-    job = {"n_chunks": n_chunks, "chunk_tokens": chunk_tokens, "n_tokens": n_tokens}
-    model = run_fetch(dut, job, [Phase.CHUNKS], seed=n_tokens)
-    assert sum(slot["n_tokens"] for slot in model.slots) == n_tokens
+    jobs = [attend_job(1, chunk_tokens, n_tokens, checksum=n_tokens % 2)]
+    result, _ = run(dut, attend=jobs, seed=n_tokens)
+    assert sum(slot["n_tokens"] for slot in result.slots) == n_tokens
 
 
 @pytest.mark.parametrize(
     "wanted", [set(), {0}, {31}, {0, 1, 2, 30, 31}, set(range(1, 32, 2)), set(range(32))]
 )
 def test_unwanted_chunks_are_skipped(wanted):
-    dut = fetch()
-    job = {"n_chunks": 32, "chunk_tokens": 48, "n_tokens": 48 * 31 + 5}
-    model = run_fetch(dut, job, [Phase.CHUNKS], wanted, seed=len(wanted))
-    assert model.read == len(wanted)
+    jobs = [
+        attend_job(context, 48, 48 * 31 + 5, wanted=chunks, checksum=1)
+        for context, chunks in ((0, {3}), (1, wanted), (2, {4, 5}))
+    ]
+    run(fetch(), attend=jobs, seed=len(wanted))
 
 
 @pytest.mark.parametrize(
-    ("rep_rows", "n_chunks"), [(1, 1), (1, 32), (2, 17), (4, 8), (8, 9), (32, 3), (16, 5)]
+    ("rep_shift", "n_chunks"), [(0, 1), (0, 32), (1, 17), (2, 8), (3, 9), (5, 3)]
 )
-def test_representatives(rep_rows, n_chunks):
-    dut = fetch()
-    job = {
-        "selection": Selection.TOP_K,
-        "router": Router.ROWS,
-        "rep_rows": rep_rows,
-        "n_chunks": n_chunks,
-        "chunk_tokens": 16,
-        "n_tokens": 16 * n_chunks,
+@pytest.mark.parametrize(("bus_bytes", "head_dim"), [(8, 16), (64, 128)])
+def test_representatives(rep_shift, n_chunks, bus_bytes, head_dim):
+    dut = fetch(bus_bytes=bus_bytes, head_dim=head_dim)
+    run(dut, route=[route_job(3, n_chunks, rep_shift)], seed=rep_shift)
+
+
+def random_load(rng):
+    return {
+        "addr": rng.getrandbits(64),
+        "n_beats": rng.randrange(1, 1 << 20),
+        "target": rng.choice(
+            [Target.DESCRIPTOR, Target.SELECTION, Target.QUERY_SCALES, Target.QUERIES]
+        ),
+        "context": rng.randrange(N_CONTEXTS),
     }
-    phases = [Phase.QUERIES, Phase.REPRESENTATIVES, Phase.CHUNKS]
-    run_fetch(dut, job | {"n_rows": 3}, phases, set(range(0, n_chunks, 2)), seed=rep_rows)
 
 
-@pytest.mark.parametrize("buffer_slots", [2, 4])
+@pytest.mark.parametrize("buffer_slots", [2, 4, 16])
+@pytest.mark.parametrize("seed", range(3))
+def test_jobs_share_the_slots(buffer_slots, seed):
+    """Representatives of later jobs between chunks of earlier ones, and loads between both."""
+    rng = random.Random(seed)
+    attend, route = [], []
+    for index in range(4):
+        n_chunks = rng.randint(1, MAX_CHUNKS)
+        wanted = None if rng.random() < 0.3 else set(rng.sample(range(n_chunks), n_chunks // 2))
+        chunk_tokens = 16 * rng.randint(1, 5)
+        n_tokens = chunk_tokens * n_chunks - rng.randrange(chunk_tokens)
+        attend.append(
+            attend_job(
+                index % N_CONTEXTS,
+                chunk_tokens,
+                n_tokens,
+                wanted=wanted,
+                checksum=rng.randint(0, 1),
+            )
+        )
+        route.append(route_job((index + 1) % N_CONTEXTS, rng.randint(1, 12), rng.randint(0, 5)))
+    result, _ = run(
+        fetch(buffer_slots=buffer_slots),
+        attend=attend,
+        route=route,
+        loads=[random_load(rng) for _ in range(10)],
+        seed=seed,
+        route_idle=0.99,
+        keep=20,
+    )
+    kinds = [slot["representative"] for slot in result.slots]
+    assert kinds != sorted(kinds, reverse=True), "representatives only before chunks"
+    assert kinds != sorted(kinds), "representatives only behind chunks"
+    if buffer_slots > 2:
+        assert result.reordered, "slots were freed in order"
+
+
+@pytest.mark.parametrize("buffer_slots", [2, 4, 8])
 def test_slots_are_filled_ahead_and_never_twice(buffer_slots):
     dut = fetch(buffer_slots=buffer_slots)
-    job = {"n_chunks": 20, "chunk_tokens": 32, "n_tokens": 640}
-    slow = run_fetch(dut, job, [Phase.CHUNKS], seed=1, stall=0.0, keep=60)
-    assert slow.most == buffer_slots
+    result, _ = run(dut, attend=[attend_job(0, 32, 640)], seed=1, stall=0.0, keep=60)
+    assert result.most == buffer_slots
 
 
-# Load ----------------------------------------------------------------------------------------
-
-
-def run_load(dut, commands, n_rows, *, idle=0.2, stall=0.2, seed=0):
-    """Send commands (target, slot, beats); return (strobes, ends, selection words)."""
-    beats = [
-        {"data": beat, "last": int(index == len(data) - 1)}
-        for _, _, data in commands
-        for index, beat in enumerate(data)
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_failed_jobs_end_soon(seed, before):
+    """A job that fails gives one more slot; jobs around it are whole."""
+    rng = random.Random(seed)
+    wanted = [None, set(range(0, 32, 3)), set(range(20, 32))][seed % 3]
+    attend = [
+        attend_job(0, 48, 48 * 4),
+        attend_job(1, 80, 80 * 32, wanted=wanted, checksum=1),
+        attend_job(2, 32, 32 * 20, wanted={3, 11}),
     ]
-    strobes, ends, words = [], [], []
-
-    async def monitor(ctx):
-        ctx.set(dut.n_rows, n_rows)
-        async for _, _, strobe, beat, data, slot, k, v, done in ctx.tick().sample(
-            dut.strobe, dut.beat, dut.data, dut.slot, dut.k_filled, dut.v_filled, dut.done
-        ):
-            if strobe:
-                strobes.append((strobe, beat, data, slot))
-            if k or v or done:
-                ends.append((k, v, done))
-
-    n_words = sum(
-        len(data) * dut.data_width // (8 * SELECTION_LINE) * dut.n_row_words
-        for target, _, data in commands
-        if target is Target.SELECTION
+    route = [route_job(3, 32, 4), route_job(2, 5, 3)]
+    fail = {1: before, 3: before}
+    result, counts = run(
+        fetch(), attend=attend, route=route, fail=fail, loads=[random_load(rng)], seed=seed
     )
-
-    async def finish(ctx):
-        for _ in range(3):
-            await ctx.tick()
-
-    async def send(ctx):
-        await put(dut.i, beats, idle=idle, seed=seed)(ctx)
-        await finish(ctx)
-
-    simulate(
-        dut,
-        send,
-        put(
-            dut.target,
-            [{"target": target, "slot": slot} for target, slot, _ in commands],
-            idle=idle,
-            seed=seed + 1,
-        ),
-        get(dut.selection, words, n_words, stall=stall, seed=seed + 2),
-        monitors=[monitor, check_hold(dut.selection)],
-        cycles=100_000,
-    )
-    return strobes, ends, words
+    # It may fail some cycles later than planned, but the slots are then still being taken.
+    assert counts[0][1] < 10 + before
+    assert counts[1][0] < 10 + before
+    assert sum(slot["job_last"] for slot in result.slots) == 5
 
 
-def expected_ends(commands):
-    ends = []
-    for target, _, _ in commands:
-        k, v = int(target is Target.KEYS), int(target is Target.VALUES)
-        if target is not Target.SCALES:
-            ends.append((k, v, int(not k and not v)))
-    return ends
+def allocation_cycles(dut, **arguments):
+    result, _ = run(dut, idle=0.0, route_idle=0.0, stall=0.0, keep=0, **arguments)
+    return [cycle for cycle, _ in result.allocated]
 
 
-@pytest.mark.parametrize("data_width", [64, 512])
-def test_beats_go_to_their_target(data_width):
-    dut = Load(data_width=data_width, max_rows=64, max_chunks=MAX_CHUNKS, buffer_slots=4)
-    rng = random.Random(data_width)
-    targets = [target for target in Target if target is not Target.SELECTION]
-    commands = [
-        (
-            rng.choice(targets),
-            rng.randrange(4),
-            [rng.getrandbits(data_width) for _ in range(rng.randint(1, 12))],
-        )
-        for _ in range(40)
-    ]
-    assert {target for target, _, _ in commands} == set(targets)
-    strobes, ends, _ = run_load(dut, commands, 64)
-    assert strobes == [
-        (1 << target.value, beat, data, slot)
-        for target, slot, beats in commands
-        for beat, data in enumerate(beats)
-    ]
-    assert ends == expected_ends(commands)
+@pytest.mark.parametrize(("checksum", "cycles"), [(0, 4), (1, 5)])
+def test_cycles_of_a_chunk_slot(checksum, cycles):
+    """A cycle to allocate and one for each command."""
+    dut = fetch(bus_bytes=64, head_dim=64, buffer_slots=16)
+    jobs = [attend_job(0, 32, 32 * 12, wanted=set(range(12)), checksum=checksum)]
+    at = allocation_cycles(dut, attend=jobs)
+    assert at == [at[0] + cycles * index for index in range(12)]
 
 
-def test_one_beat_a_cycle():
-    dut = Load(data_width=64, max_rows=64, max_chunks=MAX_CHUNKS, buffer_slots=4)
-    cycles = []
-
-    async def monitor(ctx):
-        cycle = 0
-        async for _, _, strobe in ctx.tick().sample(dut.strobe):
-            if strobe:
-                cycles.append(cycle)
-            cycle += 1
-
-    commands = [(Target.KEYS, 1), (Target.VALUES, 1), (Target.SCALES, 2)]
-    simulate(
-        dut,
-        put(dut.i, [{"data": n, "last": int(n % 8 == 7)} for n in range(24)]),
-        put(dut.target, [{"target": target, "slot": slot} for target, slot in commands]),
-        monitors=[monitor],
-    )
-    assert cycles == list(range(cycles[0], cycles[0] + 24))
+def test_cycles_of_a_representative_slot():
+    dut = fetch(bus_bytes=64, head_dim=64, buffer_slots=16)
+    at = allocation_cycles(dut, route=[route_job(0, 32, 3)])
+    assert at == [at[0] + 3 * index for index in range(8)]
 
 
-@pytest.mark.parametrize("data_width", [64, 128, 512])
-@pytest.mark.parametrize(
-    ("max_rows", "n_rows"), [(16, 16), (16, 5), (64, 64), (64, 33), (64, 32), (64, 1), (512, 300)]
-)
-@pytest.mark.parametrize("stall", [0.0, 0.4])
-def test_selection_words(data_width, max_rows, n_rows, stall):
-    """Row words of each line in order; bits of rows past the job's are cleared."""
-    dut = Load(data_width=data_width, max_rows=max_rows, max_chunks=MAX_CHUNKS, buffer_slots=2)
-    rng = random.Random(max_rows + n_rows)
-    n_chunks = 3
-    lines = [rng.getrandbits(8 * SELECTION_LINE) for _ in range(n_chunks)]
-    beats = [
-        line >> (data_width * part) & ((1 << data_width) - 1)
-        for line in lines
-        for part in range(8 * SELECTION_LINE // data_width)
-    ]
-    other = (Target.DESCRIPTOR, 0, [rng.getrandbits(data_width) for _ in range(2)])
-    commands = [other, (Target.SELECTION, 0, beats), other]
-    strobes, ends, words = run_load(dut, commands, n_rows, stall=stall, idle=stall, seed=n_rows)
-    n_bits = row_word_bits(max_rows)
-    expected = []
-    for chunk, line in enumerate(lines):
-        used = line & ((1 << n_rows) - 1)
-        for row_word in range(max_rows // n_bits):
-            bits = used >> (n_bits * row_word) & ((1 << n_bits) - 1)
-            expected.append((chunk, row_word, bits))
-    assert [(word.chunk, word.row_word, word.bits) for word in words] == expected
-    assert [strobe for strobe, *_ in strobes] == [1 << Target.DESCRIPTOR.value] * 4
-    assert ends == expected_ends(commands)
+def test_cycles_of_a_skipped_chunk():
+    dut = fetch(bus_bytes=64, head_dim=64, buffer_slots=16)
+    at = allocation_cycles(dut, attend=[attend_job(0, 32, 32 * 32, wanted={0, 20, 31})])
+    assert at[1] - at[0] <= 20
+    # The last one is found at once, since the scan goes on ahead of the reads.
+    assert at[2] - at[1] <= 12
+
+
+def test_converts():
+    assert "fetch" in rtlil.convert(fetch(), name="fetch")

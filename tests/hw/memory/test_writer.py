@@ -12,6 +12,8 @@ from moska.hw.memory.writer import WriteMaster
 from moska.sim.bench import put, simulate
 
 OKAY, SLVERR, DECERR = Response.OKAY.value, Response.SLVERR.value, Response.DECERR.value
+TOP = (1 << 64) - 1
+EVERYTHING = (0, TOP)
 
 
 class WriteMemory:
@@ -19,15 +21,19 @@ class WriteMemory:
 
     A burst is answered ``latency`` cycles after its AW and last W are in. ``stall`` is the chance
     that AWREADY, WREADY or BVALID is 0 for a cycle. ``bad`` maps a burst's address to its BRESP.
-    ``w_first`` holds AWREADY at 0 until a beat has been offered, as AXI allows.
+    ``w_first`` holds AWREADY at 0 until a beat has been offered, as AXI allows. The model gives the
+    master its ``window`` and checks that AW stays in it.
     """
 
-    def __init__(self, dut, *, latency=2, stall=0.0, bad=(), w_first=False, seed=0):
+    def __init__(
+        self, dut, *, latency=2, stall=0.0, bad=(), w_first=False, window=EVERYTHING, seed=0
+    ):
         self.dut = dut
         self.latency = latency
         self.stall = stall
         self.bad = dict(bad)
         self.w_first = w_first
+        self.window = window
         self.rng = random.Random(seed)
         self.bytes = {}
         self.bursts = []  # (cycle, address, beats)
@@ -47,6 +53,8 @@ class WriteMemory:
         request = (
             axi.awaddr, axi.awlen, axi.awsize, axi.awburst, axi.awcache, axi.awprot, axi.awid
         )  # fmt: skip
+        ctx.set(self.dut.window_base, self.window[0])
+        ctx.set(self.dut.window_limit, self.window[1])
         while True:
             free = not self.w_first or early or ctx.get(axi.wvalid)
             ctx.set(axi.awready, int(free and self.rng.random() >= self.stall))
@@ -87,9 +95,12 @@ class WriteMemory:
                 self.answers += 1
                 ctx.set(axi.bvalid, 0)
                 showing = False
-            if awvalid and awready:
+            if awvalid:
                 addr, awlen, awsize, awburst, *_ = aw
                 size = (awlen + 1) * n_bytes
+                assert addr >= self.window[0], f"{addr:#x} below the window"
+                assert addr + size - 1 <= self.window[1], f"{addr:#x} above the window"
+            if awvalid and awready:
                 assert 1 << awsize == n_bytes
                 assert awburst.value == 1, "burst is not INCR"
                 assert addr % n_bytes == 0
@@ -297,6 +308,80 @@ def test_error_in_the_cycle_of_clear_wins():
         cycles=500,
     )
     assert seen == [0x10, 0x18]
+
+
+@pytest.mark.parametrize("data_width", [8, 64, 512])
+def test_window_that_just_fits(data_width):
+    """Bursts that begin at the base and end at the limit pass."""
+    seed = 40
+    n_bytes = data_width // 8
+    base = 0xFFFF_0000_0000_1000 + 2 * n_bytes
+    window = base, base + 50 * n_bytes - 1
+    dut = WriteMaster(data_width=data_width, max_burst=8 * n_bytes)
+    memory = WriteMemory(dut, window=window, seed=seed)
+    strb = (1 << n_bytes) - 1
+    beats = [{"data": n, "strb": strb} for n in range(51)]
+    commands = [{"addr": base, "n_beats": 50}, {"addr": window[1], "n_beats": 1}]
+    run(dut, memory, commands, beats, seed=seed)
+    assert set(memory.bytes) == set(range(base, window[1] + 1))
+    assert memory.bytes[window[1] - n_bytes + 1] == 50
+
+
+@pytest.mark.parametrize(
+    ("window", "addr", "n_beats"),
+    [
+        ((0x1000, 0x1FFF), 0xFF8, 1),  # just below
+        ((0x1000, 0x1FFF), 0x2000, 1),  # just above
+        ((0x1000, 0x1FFF), 0x1FF8, 2),  # its second burst is above
+        ((0x1001, 0x1FFF), 0x1000, 1),  # the base is inside the word
+        ((0x1000, 0x1FFE), 0x1FF8, 1),  # the limit is inside the word
+        ((0x1000, 0x1FFF), 0x8000_0000_0000_1000, 1),
+        ((0x8000_0000_0000_0000, TOP), 0x7FFF_FFFF_FFFF_FFF8, 1),
+        ((0x8000_0000_0000_0000, TOP), TOP - 7, 2),  # wraps to 0
+        ((0x1000, 0xFFF), 0x1000, 1),  # nothing is inside
+    ],
+)
+@pytest.mark.parametrize("stall", [0.0, 0.6])
+def test_burst_outside_the_window_is_the_end(window, addr, n_beats, stall):
+    """What is before the burst is written and answered; AWVALID stays low, ``fault`` stays 1."""
+    seed = 50 + int(10 * stall)
+    base = 0x1000 if window[0] < 0x8000 else TOP - 0xFFF
+    good = [{"addr": base + 64 * (n + 1), "n_beats": 8} for n in range(6)]
+    good = good if window[1] > window[0] else []
+    commands = [*good, {"addr": addr, "n_beats": n_beats}, {"addr": base + 64, "n_beats": 3}]
+    inside = window[0] <= addr and addr + 7 <= window[1] and n_beats > 1  # its first burst
+    n_beats_inside = 8 * len(good) + inside
+    dut = WriteMaster(data_width=64, max_burst=64)
+    memory = WriteMemory(dut, latency=4, stall=stall, window=window, seed=seed)
+    image = {
+        at + byte: n >> 8 * byte & 255
+        for n, at in enumerate(
+            [command["addr"] + 8 * n for command in good for n in range(8)] + [addr] * inside
+        )
+        for byte in range(8)
+    }
+
+    async def bench(ctx):
+        while not ctx.get(dut.fault) or memory.answers < len(good) + inside:
+            await ctx.tick()
+        for _ in range(60):
+            assert (ctx.get(dut.fault), ctx.get(dut.busy)) == (1, 1), f"seed {seed}"
+            assert (ctx.get(dut.axi.awvalid), ctx.get(dut.axi.wvalid)) == (0, 0), f"seed {seed}"
+            await ctx.tick()
+        assert len(memory.bursts) == len(good) + inside
+        assert len(memory.beats) == n_beats_inside
+        assert memory.bytes == image, f"seed {seed}"
+
+    simulate(
+        dut,
+        bench,
+        monitors=[
+            memory.bench,
+            put(dut.cmd, commands, seed=seed),
+            put(dut.i, [{"data": n, "strb": 255} for n in range(100)], seed=seed),
+        ],
+        cycles=2_000,
+    )
 
 
 def test_converts_without_combinational_loop():

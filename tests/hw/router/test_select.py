@@ -14,14 +14,17 @@ from moska.sim.bench import check_hold, put, simulate
 SMALL = {"max_rows": 8, "max_chunks": 32, "width": 8, "n_lanes": 1}
 
 
-def write_keys(dut, keys, rng, idle):
-    """Bench: write all keys; the lanes work on different rows, and skip a taken bank's turn."""
+def write_keys(dut, keys, rng, idle, stored=None):
+    """Bench: write all keys but those equal to ``stored``, which are there.
+
+    The lanes work on different rows, and skip a taken bank's turn.
+    """
 
     async def bench(ctx):
         queues = [[] for _ in range(dut.n_lanes)]
         for row in range(len(keys)):
             queues[row % dut.n_lanes] += [
-                (row, chunk, int(key)) for chunk, key in enumerate(keys[row])
+                (row, chunk, int(key)) for chunk, key in enumerate(keys[row]) if key != stored
             ]
         for queue in queues:
             rng.shuffle(queue)
@@ -41,7 +44,7 @@ def write_keys(dut, keys, rng, idle):
     return bench
 
 
-def run(dut, jobs, *, seed, stall=0.0, idle=0.0):
+def run(dut, jobs, *, seed, stall=0.0, idle=0.0, stored=None):
     """Run (keys, select arguments) jobs one by one; return (selections, cycles of each)."""
     rng = random.Random(seed)
     results, cycles = [], []
@@ -49,7 +52,7 @@ def run(dut, jobs, *, seed, stall=0.0, idle=0.0):
     async def bench(ctx):
         for keys, job in jobs:
             n_rows, n_chunks = keys.shape
-            await write_keys(dut, keys, rng, idle)(ctx)
+            await write_keys(dut, keys, rng, idle, stored)(ctx)
             await put(dut.start, [{"n_rows": n_rows, "n_chunks": n_chunks, **job}])(ctx)
             assert ctx.get(dut.busy)
             n_words = -(-n_chunks // dut.width)
@@ -237,23 +240,66 @@ def test_no_rows():
     simulate(dut, bench)
 
 
-@pytest.mark.parametrize(("width", "overhead"), [(8, 2), (32, 3)])
-@pytest.mark.parametrize("n_words", [1, 2, 4])
-def test_cycles_of_a_pass(width, overhead, n_words):
-    """Keys that differ in the last bit only, after a common prefix, need all 16 passes."""
-    dut = Selector(max_rows=4, max_chunks=4 * width, width=width, n_lanes=1)
-    assert dut.pass_overhead == overhead
-    n_chunks = n_words * width
-    keys = np.zeros((4, n_chunks), dtype=np.int64)
-    keys[:, ::4] = 1
-    (all_passes,) = check(dut, [(keys, job_of(n_chunks // 4))], seed=1)
-    # Two more: the job's preparation, and the register of the last word.
-    assert all_passes == 4 * (16 * (n_words + overhead) + n_words + 3) + 2
+LOWEST = -32768  # what the banks of a new Selector hold
+
+
+def cycles_of(width, n_words, n_rows, key, share=4, group=1):
+    """Cycles of one job: every fourth key is ``key``, the others are LOWEST."""
+    dut = Selector(max_rows=16, max_chunks=8 * width, width=width, n_lanes=1)
+    keys = np.full((n_rows, n_words * width), LOWEST)
+    keys[:, ::4] = key
+    job = job_of(n_words * width // share, group=group)
+    (cycles,) = check(dut, [(keys, job)], seed=1, stored=LOWEST)
+    return cycles
+
+
+@pytest.mark.parametrize(("width", "overhead"), [(8, 2), (16, 2), (64, 3)])
+@pytest.mark.parametrize("n_words", [1, 2, 4, 8])
+def test_cycles(width, overhead, n_words):
+    # Keys that differ in the last bit only need all 16 passes.
+    one_row = cycles_of(width, n_words, 1, LOWEST + 1)
+    assert one_row == 16 * (n_words + overhead) + n_words + 7
     # One pass decides when the sign bits do.
-    keys = np.full((4, n_chunks), -5)
-    keys[:, ::4] = 5
-    (one_pass,) = check(dut, [(keys, job_of(n_chunks // 4))], seed=1)
-    assert all_passes - one_pass == 4 * 15 * (n_words + overhead)
+    assert one_row - cycles_of(width, n_words, 1, 5) == 15 * (n_words + overhead)
+    # Of several rows, the passes of one hide the overhead of the others.
+    n_rows = 2 * (overhead + 1)
+    n_reads = 17 * n_words * n_rows
+    cycles = cycles_of(width, n_words, n_rows, LOWEST + 1)
+    assert n_reads < cycles <= n_reads + 12 + (n_rows if n_words == 1 else 0)
+    # Rows without a pass.
+    assert cycles_of(width, n_words, n_rows, LOWEST, share=1) == n_rows * (n_words + 1) + 5
+
+
+@pytest.mark.parametrize("n_words", [1, 4])
+def test_cycles_of_ties(n_words):
+    """All keys are equal: 16 passes, and two reads a word and some steps to send it."""
+    cycles = cycles_of(16, n_words, 12, LOWEST)
+    n_reads = 12 * (16 * n_words + n_words)
+    assert n_reads < cycles <= 12 * (18 * n_words + 6) + 12 * n_words
+
+
+def test_cycles_of_groups():
+    """The maxima of a group are made while others are searched."""
+    cycles = cycles_of(8, 4, 16, LOWEST + 1, group=2)
+    # Reads: the members for the maxima, 16 passes, the members' words; the first group's maxima
+    # and the last group's search are not hidden.
+    n_reads = 8 * (2 + 16 + 2) * 4
+    assert n_reads < cycles <= n_reads + (4 * (2 + 2) + 1) + 16 * (4 + 2)
+
+
+@pytest.mark.parametrize("n_chunks", [1, 2, 3, 4])
+def test_narrow_keys(n_chunks):
+    """The size of the proofs: keys of 2 bits, all of them for one row."""
+    dut = Selector(max_rows=2, max_chunks=4, width=2, n_lanes=1, key_width=2)
+    assert dut.n_slots == 3
+    rng = np.random.default_rng(19)
+    jobs = []
+    for code in range(4**n_chunks):
+        first = [(code >> 2 * chunk & 3) - 2 for chunk in range(n_chunks)]
+        keys = np.array([first, rng.integers(-2, 2, n_chunks)])
+        k, keep_first, keep_last = (int(x) for x in rng.integers(0, 4, 3))
+        jobs.append((keys, job_of(k, keep_first // 2, keep_last // 2, group=1 + code % 2)))
+    check(dut, jobs, seed=19, stall=0.2)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +314,7 @@ def test_cycles_of_a_pass(width, overhead, n_words):
 )
 def test_converts(max_rows, max_chunks, width, n_lanes):
     dut = Selector(max_rows=max_rows, max_chunks=max_chunks, width=width, n_lanes=n_lanes)
-    assert rtlil.convert(dut, emit_src=False).count("cell $meminit_v2") == width + 1
+    assert rtlil.convert(dut, emit_src=False).count("cell $meminit_v2") == width + 3
 
 
 @pytest.mark.parametrize(
@@ -278,6 +324,7 @@ def test_converts(max_rows, max_chunks, width, n_lanes):
         ({"width": 1}, "width must be a power of two, at least 2, not 1"),
         ({"max_chunks": 4}, "max_chunks must be a power of two, at least 8, not 4"),
         ({"n_lanes": 0}, "n_lanes must be at least 1, not 0"),
+        ({"key_width": 0}, "key_width must be at least 1, not 0"),
     ],
 )
 def test_rejects(arguments, message):
