@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 FPGA_STAMP := $(VENV)/.installed-fpga
+FORMAL_STAMP := $(VENV)/.installed-formal
 CONFIG ?= ulx3s
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -17,7 +18,7 @@ export OBJCACHE := ccache
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv demo test test-slow test-all lint docs area
+.PHONY: help check venv demo test test-slow test-all formal lint docs area
 
 help:  ## list the targets
 	@echo "Targets:"
@@ -45,6 +46,11 @@ $(FPGA_STAMP): $(STAMP)
 	@$(PIP) install --progress-bar on -e '.[fpga]'
 	@touch $@
 
+$(FORMAL_STAMP): $(STAMP)
+	@echo "==> Installing SymbiYosys, yosys and a solver from PyPI"
+	@$(PIP) install --progress-bar on -e '.[formal]'
+	@touch $@
+
 venv: check $(STAMP)  ## set up .venv with moska, simulator and development tools
 	@echo "==> Environment ready: $(BIN)/moska"
 
@@ -56,13 +62,17 @@ demo: check $(STAMP)  ## simulate the unit on real work and write a report
 test: check $(STAMP)  ## run the tests, without the slow ones
 	@$(if $(CCACHE),echo "==> ccache found: repeated simulator builds are fast",:)
 	@echo "==> Tests (without those marked slow; 'make test-all' runs them too)"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not formal"
 
 test-slow: check $(STAMP)  ## run the tests marked slow: large shapes
 	@echo "==> Slow tests"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow
 
 test-all: test test-slow  ## run all tests
+
+formal: check $(FORMAL_STAMP)  ## prove properties, and that the proofs catch seeded bugs
+	@echo "==> Proofs; traces of failures stay in build/formal"
+	@$(BIN)/python -m pytest -n $(JOBS) -m formal tests/formal
 
 lint: check $(STAMP)  ## check style (ruff) and types (mypy, golden model and host driver)
 	@echo "==> ruff"

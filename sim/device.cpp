@@ -15,6 +15,7 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "Vdevice.h"
@@ -183,17 +184,22 @@ class RequestCheck {
 
     void content(const Request& now, const Range& allowed) {
         const auto address = static_cast<unsigned long long>(now.address);
-        const uint64_t size = uint64_t{now.length + 1} * bus_bytes;
-        if (now.burst != INCR) world.violation("%s %#llx: burst type %u is not INCR", text(), address, now.burst);
+        const unsigned size = (now.length + 1) * bus_bytes;
+        if (now.burst != INCR) {
+            world.violation("%s %#llx: burst type %u is not INCR", text(), address, now.burst);
+        }
         if (1u << now.size != bus_bytes) {
             world.violation("%s %#llx: size %u is not that of the bus", text(), address, now.size);
         }
-        if (now.address % bus_bytes) world.violation("%s %#llx: address is not aligned", text(), address);
+        if (now.address % bus_bytes) {
+            world.violation("%s %#llx: address is not aligned", text(), address);
+        }
         if (now.address % PAGE_BYTES + size > PAGE_BYTES) {
-            world.violation("%s %#llx: burst of %llu bytes crosses 4 KiB", text(), address, (unsigned long long)size);
+            world.violation("%s %#llx: burst of %u bytes crosses 4 KiB", text(), address, size);
         }
         if (!allowed.holds(now.address, size)) {
-            world.violation("%s %#llx: burst of %llu bytes outside the allowed range", text(), address, (unsigned long long)size);
+            world.violation("%s %#llx: burst of %u bytes outside the allowed range", text(),
+                            address, size);
         }
     }
 };
@@ -240,7 +246,11 @@ class ReadPort {
     static constexpr unsigned BUS_BYTES = sizeof(Data);
 
     ReadPort(World& world, Bucket& bucket, ReadPins<Id, Data> pins, const std::string& name)
-        : world{world}, bucket{bucket}, pins{pins}, name{name}, request{world, name + " AR", BUS_BYTES} {
+        : world{world},
+          bucket{bucket},
+          pins{pins},
+          name{name},
+          request{world, name + " AR", BUS_BYTES} {
         reset();
     }
 
@@ -259,7 +269,8 @@ class ReadPort {
     // Look at the cycle that ends.
     void sample(Totals& totals) {
         if (pins.arvalid || request.holds()) {
-            const Request now{pins.araddr, pins.arid, pins.arlen, pins.arsize, pins.arburst, pins.arcache | pins.arprot << 4u};
+            const Request now{pins.araddr, pins.arid,    pins.arlen,
+                              pins.arsize, pins.arburst, pins.arcache | pins.arprot << 4u};
             request.check(pins.arvalid, pins.arready, now, world.allow_read);
             if (pins.arvalid && pins.arready) {
                 bursts.push_back({now.address, now.id, due(world), now.length + 1});
@@ -278,7 +289,8 @@ class ReadPort {
 
     // A beat could be offered in the next cycle, if there are tokens.
     bool wants() const {
-        return !pins.rvalid && !bursts.empty() && (world.timing.shuffle || bursts.front().due <= world.cycle);
+        return !pins.rvalid && !bursts.empty() &&
+               (world.timing.shuffle || bursts.front().due <= world.cycle);
     }
 
     // Set the inputs of the next cycle; `world.cycle` is its number. Returns whether a beat is new.
@@ -355,8 +367,13 @@ class WritePort {
   public:
     static constexpr unsigned BUS_BYTES = sizeof(Data);
 
-    WritePort(World& world, Bucket& bucket, WritePins<Id, Data, Strobe> pins, const std::string& name)
-        : world{world}, bucket{bucket}, pins{pins}, name{name}, request{world, name + " AW", BUS_BYTES} {
+    WritePort(World& world, Bucket& bucket, WritePins<Id, Data, Strobe> pins,
+              const std::string& name)
+        : world{world},
+          bucket{bucket},
+          pins{pins},
+          name{name},
+          request{world, name + " AW", BUS_BYTES} {
         reset();
     }
 
@@ -379,7 +396,8 @@ class WritePort {
     bool sample(Totals& totals) {
         const uint64_t before = received;
         if (pins.awvalid || request.holds()) {
-            const Request now{pins.awaddr, pins.awid, pins.awlen, pins.awsize, pins.awburst, pins.awcache | pins.awprot << 4u};
+            const Request now{pins.awaddr, pins.awid,    pins.awlen,
+                              pins.awsize, pins.awburst, pins.awcache | pins.awprot << 4u};
             const bool is_new = request.check(pins.awvalid, pins.awready, now, world.allow_write);
             if (is_new) announced += now.length + 1;
             if (pins.awvalid && pins.awready) {
@@ -401,8 +419,10 @@ class WritePort {
 
     void drive() {
         const auto& stall = world.timing.stall;
-        pins.awready = waiting.size() + complete.size() < MAX_BURSTS && !world.random.chance(stall[AW]);
-        pins.wready = bucket.has() && beats.size() < MAX_BURSTS && !world.random.chance(stall[W]);
+        pins.awready = waiting.size() + complete.size() < MAX_BURSTS &&
+                       !world.random.chance(stall[AW]);
+        pins.wready =
+            bucket.has() && beats.size() < MAX_BURSTS && !world.random.chance(stall[W]);
         if (pins.bvalid || complete.empty() || world.random.chance(stall[B])) return;
         const ptrdiff_t index = choose(complete, world);
         if (index >= 0) answer(index);
@@ -414,7 +434,8 @@ class WritePort {
         uint64_t strobe;
         bool last;
         bool operator==(const Beat& other) const {
-            return strobe == other.strobe && last == other.last && !memcmp(data, other.data, BUS_BYTES);
+            return strobe == other.strobe && last == other.last &&
+                   !memcmp(data, other.data, BUS_BYTES);
         }
     };
     struct Burst {
@@ -440,8 +461,11 @@ class WritePort {
         now.strobe = pins.wstrb;
         now.last = pins.wlast;
         if (held) {
-            if (!pins.wvalid) world.violation("%s W: valid dropped before it was taken", name.c_str());
-            else if (!(now == last)) world.violation("%s W: changed before it was taken", name.c_str());
+            if (!pins.wvalid) {
+                world.violation("%s W: valid dropped before it was taken", name.c_str());
+            } else if (!(now == last)) {
+                world.violation("%s W: changed before it was taken", name.c_str());
+            }
         }
         held = pins.wvalid && !pins.wready;
         if (held) last = now;
@@ -450,7 +474,9 @@ class WritePort {
         beats.push_back(now);
         ++totals.write_beats;
         totals.write_bytes += __builtin_popcountll(now.strobe);
-        if (++received > announced) world.violation("%s W: beat without a burst on AW", name.c_str());
+        if (++received > announced) {
+            world.violation("%s W: beat without a burst on AW", name.c_str());
+        }
     }
 
     void collect() {
@@ -506,18 +532,25 @@ class LiteCheck {
     }
     void sample() {
         if (top.s_axil_bvalid | b_held) {
-            if (b_held && !top.s_axil_bvalid) world.violation("s_axil B: valid dropped before it was taken");
-            else if (b_held && top.s_axil_bresp != bresp) world.violation("s_axil B: changed before it was taken");
-            else if (!b_held && !std::min(writes, data)) world.violation("s_axil B: response without a write");
+            if (b_held && !top.s_axil_bvalid) {
+                world.violation("s_axil B: valid dropped before it was taken");
+            } else if (b_held && top.s_axil_bresp != bresp) {
+                world.violation("s_axil B: changed before it was taken");
+            } else if (!b_held && !std::min(writes, data)) {
+                world.violation("s_axil B: response without a write");
+            }
             b_held = top.s_axil_bvalid && !top.s_axil_bready;
             bresp = top.s_axil_bresp;
             if (top.s_axil_bvalid && !b_held && std::min(writes, data)) --writes, --data;
         }
         if (top.s_axil_rvalid | r_held) {
-            if (r_held && !top.s_axil_rvalid) world.violation("s_axil R: valid dropped before it was taken");
-            else if (r_held && (top.s_axil_rresp != rresp || top.s_axil_rdata != rdata)) {
+            if (r_held && !top.s_axil_rvalid) {
+                world.violation("s_axil R: valid dropped before it was taken");
+            } else if (r_held && (top.s_axil_rresp != rresp || top.s_axil_rdata != rdata)) {
                 world.violation("s_axil R: changed before it was taken");
-            } else if (!r_held && !reads) world.violation("s_axil R: response without a read");
+            } else if (!r_held && !reads) {
+                world.violation("s_axil R: response without a read");
+            }
             r_held = top.s_axil_rvalid && !top.s_axil_rready;
             rresp = top.s_axil_rresp;
             rdata = top.s_axil_rdata;
@@ -578,8 +611,11 @@ class Device {
     static auto write_port(World& world, Bucket& bucket, Top& top) {
         return WritePort{world, bucket, WRITE_PINS(top, m_axi), "m_axi"};
     }
-    using Read = decltype(read_port(std::declval<World&>(), std::declval<Bucket&>(), std::declval<Top&>()));
-    using Values = decltype(values_port(std::declval<World&>(), std::declval<Bucket&>(), std::declval<Top&>()));
+    template <auto make>
+    using Made = std::invoke_result_t<decltype(make), World&, Bucket&, Top&>;
+    using Read = Made<&read_port>;
+    using Write = Made<&write_port>;
+    using Values = Made<&values_port<Top>>;
 
   public:
     static constexpr bool HAS_VALUES = !std::is_same_v<Values, NoPort>;
@@ -700,7 +736,7 @@ class Device {
     Top top;
     Bucket bucket, values_bucket;
     Read read;
-    decltype(write_port(std::declval<World&>(), std::declval<Bucket&>(), std::declval<Top&>())) write;
+    Write write;
     Values values;
     LiteCheck<Top> lite;
     bool write_turn = false;
@@ -773,7 +809,8 @@ uint64_t device_cycle(void* device) { return unit(device)->world.cycle; }
 int device_interrupt(void* device) { return unit(device)->interrupt(); }
 void device_trace(void* device, int on) { unit(device)->set_tracing(on); }
 
-void device_timing(void* device, uint64_t latency, uint64_t rate, const uint32_t* stall, int shuffle) {
+void device_timing(void* device, uint64_t latency, uint64_t rate, const uint32_t* stall,
+                   int shuffle) {
     Timing& timing = unit(device)->world.timing;
     timing.latency = latency;
     timing.rate = rate;
@@ -781,7 +818,8 @@ void device_timing(void* device, uint64_t latency, uint64_t rate, const uint32_t
     timing.shuffle = shuffle;
 }
 
-void device_inject(void* device, int write, uint64_t first, uint64_t end, unsigned response, uint64_t count) {
+void device_inject(void* device, int write, uint64_t first, uint64_t end, unsigned response,
+                   uint64_t count) {
     unit(device)->world.injections.push_back({write != 0, first, end, response, count});
 }
 void device_clear_injections(void* device) { unit(device)->world.injections.clear(); }

@@ -17,11 +17,11 @@ from moska.sim.job import Job, difference
 from moska.sim.shapes import Shape, make_job, same_work
 
 MEMORY_BYTES = 1 << 28
-RING_SIZE = 3  # log2; all jobs of a shape are announced at once
+RING_SIZE = 4  # log2; all jobs of a shape are announced at once
+LEAD_JOBS = 2  # completed before the first one that counts
 LONG_JOB = 16_384  # cycles from which on the stricter target holds
 LONG_TARGET, SHORT_TARGET = 1.05, 1.15
 CHECKED_TOKENS = 1 << 18  # rows times tokens that the golden model computes for a shape
-REFERENCE_JOBS = 3
 
 
 class Mismatch(Exception):
@@ -34,7 +34,7 @@ class Measurement:
 
     shape: Shape
     bound: Bound
-    jobs: int  # announced at once
+    jobs: int  # that count
     cycles: float  # a job in steady state: mean interval between completions
     spread: int  # longest less shortest of these intervals
     counters: dict[str, float]  # a job in steady state
@@ -109,31 +109,26 @@ class Measurement:
         }
 
 
-def queued_jobs(limits: Bound, shape: Shape) -> int:
-    """How many equal jobs are announced at once: fewer of long ones, few of references."""
+def counted_jobs(limits: Bound, shape: Shape) -> int:
+    """How many jobs count: fewer of long ones, one of a reference."""
     if not shape.judged:
-        return REFERENCE_JOBS
-    return 6 if limits.bound < LONG_JOB else 5 if limits.bound < 4 * LONG_JOB else 4
+        return 1
+    return 4 if limits.bound < LONG_JOB else 3 if limits.bound < 4 * LONG_JOB else 2
 
 
 def steady(records: Sequence[dict[str, int]]) -> tuple[dict[str, float], int]:
-    """Mean counters of the middle jobs, and longest less shortest of their cycles.
-
-    The first job finds the unit idle and the last one has no successor, so neither counts.
+    """Mean counters of jobs in steady state, and longest less shortest of their cycles.
 
     Raises
     ------
     Mismatch
         when the causes of a job do not add up to its cycles.
     """
-    if len(records) < 3:
-        raise ValueError(f"records must be at least 3, not {len(records)}")
     for record in records:
         if text := counter_error(record):
             raise Mismatch(f"job {record['sequence']}: {text}")
-    middle = records[1:-1]
-    cycles = [record["cycles"] for record in middle]
-    means = {name: sum(record[name] for record in middle) / len(middle) for name in COUNTERS}
+    cycles = [record["cycles"] for record in records]
+    means = {name: sum(record[name] for record in records) / len(records) for name in COUNTERS}
     return means, max(cycles) - min(cycles)
 
 
@@ -176,6 +171,10 @@ def measure(
 ) -> Measurement:
     """Run one shape: a job alone, then several equal ones announced at once.
 
+    The first of them find the unit idle. Behind the last one that counts, enough others wait to
+    keep all contexts busy: what the unit does ahead for later jobs is the same at both ends of
+    the time that is measured. They are not completed.
+
     Parameters
     ----------
     device
@@ -199,14 +198,15 @@ def measure(
     job = make_job(config, shape, seed=seed)
     selected = job.selected()
     limits = job.bound(config, selected)
-    n_jobs = queued_jobs(limits, shape)
+    n_counted = counted_jobs(limits, shape)
+    n_done = LEAD_JOBS + n_counted
     max_cycles = 20 * limits.bound + 200_000
 
     device.reset()
     device.timing(latency=shape.latency, bytes_per_cycle=config.memory_bytes_per_cycle)
     device.allow(read=None, write=None)
     driver = RingDriver(device, ring_size=RING_SIZE, limit=MEMORY_BYTES)
-    placed = [driver.place(job) for _ in range(n_jobs + 1)]
+    placed = [driver.place(job) for _ in range(1 + n_done + config.contexts)]
     device.allow(read=(driver.ring, driver.end), write=(driver.completions, driver.end))
 
     alone = None
@@ -217,8 +217,12 @@ def measure(
         device.run(max_cycles)
         alone = device.cycle - start
         outcomes += driver.wait(1, max_cycles=max_cycles)
+        wanted = int(selected.any(axis=0).sum())
+        if outcomes[0].record["chunks_read"] != wanted:
+            counted = outcomes[0].record["chunks_read"]
+            raise Mismatch(f"chunks_read must be {wanted}, not {counted}")
     driver.post(placed[1:])
-    queued = driver.wait(n_jobs, max_cycles=max_cycles)
+    queued = driver.wait(n_done, max_cycles=max_cycles)
     outcomes += queued
 
     for outcome in outcomes:
@@ -227,14 +231,9 @@ def measure(
             raise Mismatch(f"{where}: {outcome.error_code.name} at {outcome.error_address:#x}")
         if outcome.overrun:
             raise Mismatch(f"{where}: bytes behind a result were written")
-    # Chunks are counted when they are read, which may be before the completion of the job before.
-    wanted = len(outcomes) * int(selected.any(axis=0).sum())
-    counted = sum(outcome.record["chunks_read"] for outcome in outcomes)
-    if counted != wanted:
-        raise Mismatch(f"chunks read by all jobs must be {wanted}, not {counted}")
     if device.violations:
         raise Mismatch(f"memory port: {device.violations[0]}")
-    counters, spread = steady([outcome.record for outcome in queued])
+    counters, spread = steady([outcome.record for outcome in queued[LEAD_JOBS:n_done]])
     rows = sampled_rows(shape.rows, shape.n_tokens, seed) if checked else np.arange(0)
     check(job, selected, outcomes, rows)
 
@@ -242,7 +241,7 @@ def measure(
     return Measurement(
         shape=shape,
         bound=limits,
-        jobs=n_jobs,
+        jobs=n_counted,
         cycles=counters["cycles"],
         spread=spread,
         counters=counters,

@@ -254,15 +254,18 @@ class Load(wiring.Component):
         number = Signal(range(SELECTION_LINE // 4))  # of the word in the line
         used = Signal()
         mask = Signal(32)
-        whole = Signal(range(SELECTION_LINE // 4 + 1))  # words all of whose rows are the job's
         rest = self.n_rows[:5]
+        # Words all of whose rows are the job's. A unit of fewer than 32 rows has none.
+        whole = Signal(range(SELECTION_LINE // 4 + 1))
+        below = Signal()
+        if len(self.n_rows) > 5:
+            m.d.comb += [whole.eq(self.n_rows[5:]), below.eq(number < whole)]
         m.d.comb += [
-            whole.eq(self.n_rows[5:]),
             number.eq(Cat(word, beat_s1.beat[:line_bits])),
             used.eq(number < self.n_row_words),
             mask.eq(
                 Mux(
-                    number < whole,
+                    below,
                     ~Const(0, 32),
                     Mux(number == whole, (Const(1, 1) << rest) - 1, 0),
                 )

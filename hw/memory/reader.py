@@ -24,7 +24,7 @@ BEATS_BITS = 20  # of the beats of a command
 def read_command_layout(n_ids, tag_shape):
     """Struct of a read command: a run of bus words, its ID, and what travels to its beats."""
     return data.StructLayout(
-        {"addr": 64, "n_beats": BEATS_BITS, "id": range(n_ids), "tag": tag_shape}
+        {"addr": 64, "n_beats": BEATS_BITS, "id": range(max(n_ids, 2)), "tag": tag_shape}
     )
 
 
@@ -37,7 +37,7 @@ def read_beat_layout(data_width, n_ids, tag_shape):
     return data.StructLayout(
         {
             "data": data_width,
-            "id": range(n_ids),
+            "id": range(max(n_ids, 2)),
             "tag": tag_shape,
             "beat": BEATS_BITS,
             "last": 1,
@@ -185,7 +185,7 @@ class ReadMaster(wiring.Component):
         for index, queue in enumerate(queues):
             accept = self.cmd.valid & splitter.i.ready & is_id(cmd.id, index)
             m.d.comb += [queue.w_data.eq(queued), queue.w_en.eq(accept)]
-        split_id = Signal(range(self.n_ids), reset_less=True)  # of the command in the splitter
+        split_id = Signal(cmd.id.shape(), reset_less=True)  # of the command in the splitter
         with m.If(splitter.i.ready):
             m.d.sync += split_id.eq(cmd.id)
 
@@ -225,7 +225,7 @@ class ReadMaster(wiring.Component):
             ]
 
         # Beats that have arrived: `spare` takes the one that comes when `head` has to stay.
-        arrival = data.StructLayout({"data": self.data_width, "id": range(self.n_ids), "bad": 1})
+        arrival = data.StructLayout({"data": self.data_width, "id": axi.arid.shape(), "bad": 1})
         incoming = Signal(arrival)
         head, spare = Signal(arrival, reset_less=True), Signal(arrival, reset_less=True)
         head_valid, spare_valid = Signal(), Signal()
@@ -247,16 +247,12 @@ class ReadMaster(wiring.Component):
             m.d.sync += spare_valid.eq(1)
 
         # Delivery: the oldest command of the beat's ID says what the beat is.
-        heads = Signal(data.ArrayLayout(entry, self.n_ids))
         command = Signal(entry)
-        numbers = Signal(data.ArrayLayout(BEATS_BITS, self.n_ids))  # of the next beat of an ID
-        number = Signal(BEATS_BITS)
+        numbers = [Signal(BEATS_BITS, name=f"number_{index}") for index in range(self.n_ids)]
+        number = Signal(BEATS_BITS)  # of the next beat of the ID
         word = Signal(64 - word_bits)
         last = Signal()
         m.d.comb += [
-            heads.as_value().eq(Cat(queue.r_data for queue in queues)),
-            command.eq(heads[head.id] if id_bits else heads[0]),
-            number.eq(numbers[head.id] if id_bits else numbers[0]),
             word.eq(command.addr[word_bits:] + number),
             last.eq(number == command.last_beat),
             self.o.valid.eq(head_valid & of_id([queue.r_rdy for queue in queues], head.id)),
@@ -271,6 +267,8 @@ class ReadMaster(wiring.Component):
             self.busy.eq(Cat(queue.r_rdy for queue in queues).any()),
         ]
         for index, queue in enumerate(queues):
+            with m.If(is_id(head.id, index)):
+                m.d.comb += [command.eq(queue.r_data), number.eq(numbers[index])]
             of_queue = delivered & is_id(head.id, index)
             m.d.comb += queue.r_en.eq(of_queue & last)
             with m.If(of_queue):

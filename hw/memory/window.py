@@ -10,7 +10,7 @@ from moska.hw.memory.axi import check_data_width, check_max_burst
 
 def guarded_burst_layout(n_ids):
     """Struct of one INCR burst: byte address, beats minus 1 as on AxLEN, ID."""
-    return data.StructLayout({"addr": 64, "length": 8, "id": range(n_ids)})
+    return data.StructLayout({"addr": 64, "length": 8, "id": range(max(n_ids, 2))})
 
 
 class WindowGuard(wiring.Component):

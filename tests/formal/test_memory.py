@@ -130,7 +130,7 @@ def inside(addr, length, base, limit):
 
 
 def guard():
-    """What leaves the guard is inside the window; what enters leaves unchanged or stops all."""
+    """Bursts that leave are inside the window; what enters leaves unchanged or stops all."""
     h = Harness()
     m = h.m
     m.submodules.dut = dut = WindowGuard(data_width=DATA_WIDTH, max_burst=MAX_BURST, n_ids=2)
@@ -167,8 +167,8 @@ def guard():
     return h
 
 
-def reader_parts(h, *, n_beats=None):
-    """A small read master with free commands and a memory that answers what was asked."""
+def reader_parts(h):
+    """Add a small read master with free commands and a memory that answers what was asked."""
     m = h.m
     m.submodules.dut = dut = ReadMaster(
         data_width=DATA_WIDTH,
@@ -181,8 +181,6 @@ def reader_parts(h, *, n_beats=None):
     axi = dut.axi
     h.hold(dut.cmd, "cmd")
     h.assume(dut.cmd.p.n_beats != 0)
-    if n_beats is not None:
-        h.assume(dut.cmd.p.n_beats <= n_beats)
     for port in (dut.o.ready, axi.arready, axi.rid, axi.rdata, axi.rresp, axi.rlast, axi.rvalid):
         h.drive(port)
     base, limit = h.constant(64, "base"), h.constant(64, "limit")
@@ -561,9 +559,130 @@ PROOFS = [
         build=reader_requests,
         engine="induction",
         depth=2,
+        bugs=(
+            Bug(
+                name="more_in_flight",
+                owner=ReadMaster,
+                old="enough.eq(splitter.o.p.n_beats <= room)",
+                new="enough.eq(1)",
+                caught_by="in_flight",
+            ),
+            Bug(
+                name="room_back_too_early",
+                owner=ReadMaster,
+                old="room + delivered - Mux(requested",
+                new="room + (axi.arvalid & axi.arready) - Mux(requested",
+                caught_by="in_flight",
+            ),
+            Bug(
+                name="ar_moves",
+                owner=ReadMaster,
+                old="guard.o.ready.eq(~axi.arvalid | axi.arready)",
+                new="guard.o.ready.eq(1)",
+                caught_by="ar_held",
+            ),
+            Bug(
+                name="window_limit_ignored",
+                owner=WindowGuard,
+                old=" & (last_byte <= self.window_limit)",
+                new="",
+                caught_by="inside",
+            ),
+            Bug(
+                name="burst_left_out",
+                owner=ReadMaster,
+                old="guard.i.valid.eq(splitter.o.valid & enough)",
+                new="guard.i.valid.eq(splitter.o.valid & enough & ~splitter.o.p.addr[4])",
+                caught_by="bursts_at_next_word",
+            ),
+        ),
     ),
-    Proof(name="write_master", build=writer, engine="induction", depth=2),
-    Proof(name="read_delivery", build=reader_delivery, engine="induction", depth=2),
+    Proof(
+        name="read_delivery",
+        build=reader_delivery,
+        engine="induction",
+        depth=1,
+        bugs=(
+            Bug(
+                name="last_one_early",
+                owner=ReadMaster,
+                old="queued.last_beat.eq(cmd.n_beats - 1)",
+                new="queued.last_beat.eq(Mux(cmd.n_beats == 2, 0, cmd.n_beats - 1))",
+                caught_by="own_last",
+            ),
+            Bug(
+                name="number_not_restarted",
+                owner=ReadMaster,
+                old="numbers[index].eq(Mux(last, 0, number + 1))",
+                new="numbers[index].eq(number + 1)",
+                caught_by="own_number",
+            ),
+            Bug(
+                name="beat_lost_when_held",
+                owner=ReadMaster,
+                old="axi.rready.eq(~spare_valid)",
+                new="axi.rready.eq(1)",
+                caught_by="beats_within_capacity",
+            ),
+            Bug(
+                name="ids_mixed",
+                owner=ReadMaster,
+                old="incoming.id.eq(axi.rid)",
+                new="incoming.id.eq(axi.rid & ~spare_valid)",
+                caught_by="beats_in_order",
+            ),
+        ),
+    ),
+    Proof(
+        name="write_master",
+        build=writer,
+        engine="induction",
+        depth=2,
+        bugs=(
+            Bug(
+                name="last_one_late",
+                owner=WriteMaster,
+                old="left.eq(lengths.r_data)]",
+                new="left.eq(lengths.r_data + 1)]",
+                caught_by="last_agrees_with_length",
+            ),
+            Bug(
+                name="aw_moves",
+                owner=WriteMaster,
+                old="(~axi.awvalid | axi.awready) & words.w_rdy",
+                new="words.w_rdy",
+                caught_by="aw_held",
+            ),
+            Bug(
+                name="unbounded",
+                owner=WriteMaster,
+                old="(~axi.awvalid | axi.awready) & words.w_rdy",
+                new="(~axi.awvalid | axi.awready)",
+                caught_by="bursts_bounded",
+            ),
+            Bug(
+                name="error_of_last",
+                owner=WriteMaster,
+                old="with m.If(bad & (~self.error | self.clear)):",
+                new="with m.If(bad & ~self.error):",
+                caught_by="error",
+            ),
+            Bug(
+                name="error_address_of_newest",
+                owner=WriteMaster,
+                old="Cat(Const(0, word_bits), words.r_data)",
+                new="axi.awaddr",
+                caught_by="error_address",
+            ),
+            Bug(
+                name="idle_before_response",
+                owner=WriteMaster,
+                old="splitter.o.valid | guard.busy | words.r_rdy",
+                new="splitter.o.valid | guard.busy",
+                caught_by="busy",
+            ),
+        ),
+    ),
 ]
 
 
