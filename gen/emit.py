@@ -1,10 +1,11 @@
 """Verilog of a configuration: conversion, module sharing, stable bytes."""
 
+import contextlib
 import pathlib
 import re
 
-from amaranth.back import verilog
-from amaranth.hdl import ClockDomain, ClockSignal, Elaboratable, Module, ResetSignal, Signal
+from amaranth.back import rtlil, verilog
+from amaranth.hdl import ClockDomain, ClockSignal, Elaboratable, Module, ResetSignal, Signal, _nir
 
 from moska.gen.config import Config
 from moska.hw.memory.axi import export
@@ -62,12 +63,50 @@ class Top(Elaboratable):
         return m
 
 
+@contextlib.contextmanager
+def contents_at_once():
+    """Let Amaranth write a memory's initial contents as one number.
+
+    It makes an object of every bit otherwise, which takes minutes for the memories of a large unit.
+    The text is the same; Amaranth's version is pinned.
+    """
+    original = rtlil.ModuleEmitter.emit_memory
+    rtlil.ModuleEmitter.emit_memory = _emit_memory
+    try:
+        yield
+    finally:
+        rtlil.ModuleEmitter.emit_memory = original
+
+
+def _emit_memory(emitter, cell_index, cell):
+    memory = emitter.memories[cell_index]
+    mask = (1 << cell.width) - 1
+    bits = "".join(f"{row & mask:0{cell.width}b}" for row in reversed(cell.init))
+    emitter.builder.cell(
+        "$meminit_v2",
+        ports={
+            "ADDR": emitter.sigspec(),
+            "DATA": f"{len(bits)}'{bits}",
+            "EN": emitter.sigspec(_nir.Value.ones(cell.width)),
+        },
+        parameters={
+            "MEMID": memory.memid,
+            "ABITS": 0,
+            "WIDTH": cell.width,
+            "WORDS": cell.depth,
+            "PRIORITY": 0,
+        },
+        src_loc=cell.src_loc,
+    )
+
+
 def convert(elaboratable, ports, *, name: str = TOP) -> str:
     """Verilog text of a design, with equal modules emitted once.
 
     The text depends on the design only: no paths, no dates.
     """
-    text = verilog.convert(elaboratable, name=name, ports=ports, emit_src=False)
+    with contents_at_once():
+        text = verilog.convert(elaboratable, name=name, ports=ports, emit_src=False)
     text = STEP.sub(r"\\$initial ", text)
     # Yosys' order of ports differs between equal modules; they are connected by name.
     text = PORT_LIST.sub(lambda m: f"{m[1]}({', '.join(sorted(m[2].split(', ')))});", text)

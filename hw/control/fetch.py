@@ -14,6 +14,8 @@ from moska.hw.control.load import Channel, Target, tag_layout
 from moska.hw.control.scan import ChunkScan
 from moska.hw.memory.reader import read_command_layout
 
+PACE = 4  # slots of chunks between two of representatives, at most
+
 
 def fetch_job_layout(n_contexts):
     """Struct of a job whose chunks or representatives are read."""
@@ -53,9 +55,13 @@ class Fetch(wiring.Component):
     A slot holds up to ``buffer_tokens`` tokens. Its commands are, in this order: the checksum
     record (before the first slot of a chunk, when the descriptor asks for it), scales, keys, and
     (for chunks) values. Reads are rounded up to ALIGN bytes, except that of a record. Slots are
-    allocated in circular order as soon as the next one is free. Chunks of the job on ``attend``
-    and representatives of the job on ``route`` share the slots; representatives go first, from
-    slot to slot. A chunk that no row selected is skipped.
+    allocated in circular order as soon as the next one is free. A chunk that no row selected is
+    skipped.
+
+    Chunks of the job on ``attend`` and representatives of the job on ``route`` share the slots.
+    Representatives take much of the score array and little of the memory, so they are spread over
+    the chunks: they are due while their chunks' ids are at most twice those of the chunks that are
+    read, which has them done by the middle of the job, and at the latest after PACE chunk slots.
 
     Loads go before the commands of slots. A slot takes one cycle and one for each command, a
     skipped chunk one.
@@ -160,6 +166,7 @@ class Fetch(wiring.Component):
         self.ends_job = Signal()
         self.chunk_granted = Signal()
         self.rep_granted = Signal()
+        self.chunk_waits = Signal()  # a chunk asks, or will in the next cycle
         # Commands of a slot are left.
         self.chunk_issuing = Signal()
         self.rep_issuing = Signal()
@@ -187,7 +194,7 @@ class Fetch(wiring.Component):
                 with m.If(self.attend.valid & scan.start.ready):
                     m.next = "FIND"
             with m.State("FIND"):
-                m.d.comb += scan.o.ready.eq(1)
+                m.d.comb += [scan.o.ready.eq(1), self.chunk_waits.eq(scan.o.valid)]
                 m.d.sync += [
                     found_last.eq(found.last),
                     chunk.context.eq(job.context),
@@ -206,7 +213,7 @@ class Fetch(wiring.Component):
                         m.d.comb += [self.none.eq(1), self.attend.ready.eq(1)]
                         m.next = "IDLE"
             with m.State("ASK"):
-                m.d.comb += self.chunk_asks.eq(1)
+                m.d.comb += [self.chunk_asks.eq(1), self.chunk_waits.eq(1)]
                 with m.If(self.chunk_granted):
                     m.d.sync += [
                         chunk.token.eq(chunk.token + self.granted),
@@ -281,25 +288,38 @@ class Fetch(wiring.Component):
             )
         m.d.sync += used.eq((used | taken) & ~freed)
 
+        # Whether the next slot is one of representatives.
+        n_chunk_slots = Signal(range(PACE + 1))  # since the last one
+        due = Signal()
+        rep_next = Signal()
+        m.d.comb += [
+            due.eq((self.rep.chunk <= (self.chunk.chunk << 1)) | (n_chunk_slots == PACE)),
+            rep_next.eq(self.rep_asks & (due | ~self.chunk_waits)),
+        ]
+        with m.If(self.rep_granted):
+            m.d.sync += n_chunk_slots.eq(0)
+        with m.Elif(self.chunk_granted & (n_chunk_slots != PACE)):
+            m.d.sync += n_chunk_slots.eq(n_chunk_slots + 1)
+
         # The slot to allocate: whose it is, what it holds.
         asked = Signal(self.chunk.shape())
         failed = Signal()
         rest_fits = Signal()
         slot = Signal(slot_shape)
         m.d.comb += [
-            asked.eq(Mux(self.rep_asks, self.rep, self.chunk)),
+            asked.eq(Mux(rep_next, self.rep, self.chunk)),
             failed.eq(self.failed.bit_select(asked.context, 1)),
             rest_fits.eq(asked.left <= self.buffer_tokens),
             self.granted.eq(Mux(rest_fits, asked.left, self.buffer_tokens)),
             self.ends_chunk.eq(rest_fits | failed),
             self.ends_job.eq((rest_fits & asked.job_last) | failed),
-            self.rep_granted.eq(allocate & self.rep_asks),
-            self.chunk_granted.eq(allocate & ~self.rep_asks),
-            slot.representative.eq(self.rep_asks),
+            self.rep_granted.eq(allocate & rep_next),
+            self.chunk_granted.eq(allocate & ~rep_next),
+            slot.representative.eq(rep_next),
             slot.context.eq(asked.context),
             slot.chunk.eq(asked.chunk),
             slot.n_tokens.eq(self.granted),
-            slot.all.eq(self.rep_asks | self.scan.start.payload.every),
+            slot.all.eq(rep_next | self.scan.start.payload.every),
             slot.job_last.eq(self.ends_job),
             slots.w_data.eq(slot),
             slots.w_en.eq(allocate),
@@ -307,7 +327,7 @@ class Fetch(wiring.Component):
             self.slot.payload.eq(slots.r_data),
             slots.r_en.eq(self.slot.ready),
             self.allocated.valid.eq(allocate),
-            self.allocated.representative.eq(self.rep_asks),
+            self.allocated.representative.eq(rep_next),
         ]
 
         # The slot whose commands are issued.
@@ -323,10 +343,10 @@ class Fetch(wiring.Component):
         with m.If(allocate):
             m.d.sync += [
                 current.eq(asked),
-                representative.eq(self.rep_asks),
+                representative.eq(rep_next),
                 n_tokens.eq(self.granted),
                 chunk_last.eq(self.ends_chunk),
-                of_representatives.bit_select(index, 1).eq(self.rep_asks),
+                of_representatives.bit_select(index, 1).eq(rep_next),
             ]
 
         base, offset = Signal(64), Signal(64)
@@ -361,11 +381,11 @@ class Fetch(wiring.Component):
         with m.FSM(name="slots"):
             with m.State("ALLOCATE"):
                 m.d.comb += allocate.eq(
-                    (self.rep_asks | self.chunk_asks) & ~used.bit_select(index, 1)
+                    (rep_next | self.chunk_asks) & ~used.bit_select(index, 1)
                 )
                 with m.If(allocate):
                     m.next = "SCALES"
-                    with m.If(~self.rep_asks & asked.first & attend.checksum[0]):
+                    with m.If(~rep_next & asked.first & attend.checksum[0]):
                         m.next = "CHECKSUM"
             with m.State("CHECKSUM"):
                 issue_read(

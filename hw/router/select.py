@@ -89,13 +89,15 @@ class Selector(wiring.Component):
     is made during the passes of the others. Results are sent in order. A row that waits for its
     turn keeps its slot.
 
-    Timing, for n words a row: a word is read every cycle while there are rows to search. A row
-    takes at most ``key_width`` passes of n cycles, and n cycles to send its words, or 2 * n when
-    there are ties; a word with ties is sent every 12 cycles, while others are searched. A row
-    alone takes ``n + pass_overhead`` cycles a pass and its first word comes 4 cycles after the end
-    of the last; rows without a pass take ``n + 1`` cycles each. See :attr:`pass_overhead` and
-    :attr:`n_slots`. A group of more than one row costs ``n * (group + 2) + 1`` cycles before its
-    search, while others are searched.
+    Timing, for n words a row: a word is read every cycle while there are enough rows to search. A
+    row takes at most ``key_width`` passes of n reads, and n reads to send its words, or 2 * n when
+    it has ties. So R rows that need all 16 passes take at most ``17 * n * R + 12`` cycles, and R
+    more when n is 1, from ``start``'s transfer until the last word is taken, when ``o`` does not
+    wait and R is a multiple of ``n_slots``. One row alone with p > 0 passes takes ``p * (n +
+    pass_overhead) + n + 7`` cycles, R rows without a pass ``R * (n + 1) + 5``. While a row's ties
+    are not all broken, a word is sent every 12 cycles at most, and the next rows are searched
+    meanwhile. The maxima of a group of more than one row take at least ``n * (group + 2)`` cycles,
+    before the search, while others are searched.
 
     A key given in the cycle of ``start``'s transfer, or earlier, is seen. The keys of a row must
     stay until the words of that row appear. With ``group`` > 1, the stored keys of the first row

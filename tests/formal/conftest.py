@@ -32,9 +32,7 @@ def check_holds(report):
 
     def check(proof):
         harness = proof.build()
-        result = run(
-            harness, FOLDER / proof.name / "holds", engine=proof.engine, depth=proof.depth
-        )
+        result = run(harness, FOLDER / proof.name / "holds", engine=proof.engine, depth=proof.depth)
         assert result.passed, (
             f"{proof.name}: {', '.join(result.failed) or 'no counterexample, but not proven'}; "
             f"trace in {result.folder}"
@@ -55,13 +53,9 @@ def check_reached(report):
         harness = proof.build()
         if not harness.covers:
             pytest.skip("no covers")
-        result = run(
-            harness, FOLDER / proof.name / "covers", engine="cover", depth=proof.reach
-        )
+        result = run(harness, FOLDER / proof.name / "covers", engine="cover", depth=proof.reach)
         assert result.passed, f"{proof.name}: not reached: {', '.join(result.failed)}"
-        report(
-            f"{proof.name}: {len(harness.covers)} situations reached in {result.seconds:.1f} s"
-        )
+        report(f"{proof.name}: {len(harness.covers)} situations reached in {result.seconds:.1f} s")
 
     return check
 

@@ -23,6 +23,7 @@ WORD_BITS = 2
 MAX_BURST = 16
 MAX_BURSTS = 4
 BEATS_BITS = 20
+ENTRY_BITS = 64 + BEATS_BITS + 2  # of a command in a queue: address, last beat, tag
 BEAT_BITS = DATA_WIDTH + 2  # of R inside the master: data, ID, bad
 BURST_BEATS = 4
 
@@ -191,9 +192,7 @@ def reader_parts(h):
     for index in range(2):
         count = Signal(6, name=f"due_{index}")
         m.d.sync += count.eq(
-            count
-            + Mux(asked & (axi.arid == index), axi.arlen + 1, 0)
-            - (came & (axi.rid == index))
+            count + Mux(asked & (axi.arid == index), axi.arlen + 1, 0) - (came & (axi.rid == index))
         )
         h.assume(~(axi.rvalid & (axi.rid == index)) | (count != 0))
         due.append(count)
@@ -254,17 +253,14 @@ def reader_requests():
     return h
 
 
-def reader_delivery():
-    """Each command gets its beats, in order, numbered, with its tag and its addresses."""
+def reader_beats():
+    """Beats of R leave as they came; each belongs to a command; memory answers what was asked."""
     h = Harness()
     m = h.m
     dut, _, came, due, _, _ = reader_parts(h)
     axi, o = dut.axi, dut.o
-    taken = dut.cmd.valid & dut.cmd.ready
     sent = o.valid & o.ready
-    check_held(h, "o", o.valid, o.ready, o.payload)
 
-    # All beats of R, with their ID and response, leave in order.
     head, spare = h.inside("dut.*", BEAT_BITS), h.inside("dut.spare", BEAT_BITS)
     head_valid, spare_valid = h.inside("dut.*", 1), h.inside("dut.spare_valid", 1)
     beats = check_queue(
@@ -277,8 +273,51 @@ def reader_delivery():
         capacity=2,
         words=(head, spare),
     )
+    h.check("beats_offered", o.valid == (beats != 0))
     h.check("beats_places", (beats == head_valid + spare_valid) & (head_valid | ~spare_valid))
-    h.check("beats_offered", o.valid == head_valid)
+
+    # Invariant: words of an ID that are still to be delivered are at least those on their way: in
+    # the splitter, in the guard, on AR, in the memory, in `head` and `spare`.
+    burst_valid, burst = h.inside("dut.guard.valid", 1), h.inside("dut.guard.burst", 73)
+    splitter_valid, split_id = h.inside("dut.splitter.active", 1), h.inside("dut.split_id", 1)
+    splitter_left = h.inside("dut.splitter.left", 20)
+    for index in range(2):
+        level, words = check_fifo_inside(
+            h, f"queue_{index}", f"dut.queue_{index}", width=ENTRY_BITS, depth=2
+        )
+        done = h.inside(f"dut.number_{index}", BEATS_BITS)
+        last_beats = [word[64 : 64 + BEATS_BITS] for word in words]
+        h.check(f"none_done_{index}", (level != 0) | (done == 0))
+        h.check(f"done_below_{index}", (level == 0) | (done <= last_beats[0]))
+        left, way = Signal(22, name=f"left_{index}"), Signal(22, name=f"way_{index}")
+        first = (last_beats[0] - done)[:BEATS_BITS] + 1
+        m.d.comb += left.eq(Mux(level > 0, first, 0) + Mux(level > 1, last_beats[1] + 1, 0))
+        requested = (
+            Mux(burst_valid & (burst[72] == index), burst[64:72] + 1, 0)
+            + Mux(axi.arvalid & (axi.arid == index), axi.arlen + 1, 0)
+            + due[index]
+        )
+        arrived = (head_valid & (head[32] == index)) + (spare_valid & (spare[32] == index))
+        split = Mux(splitter_valid & (split_id == index), splitter_left, 0)
+        m.d.comb += way.eq(split + (requested + arrived))
+        h.check(f"words_left_{index}", left >= way)
+    h.check("split_not_empty", ~splitter_valid | (splitter_left != 0))
+    room = h.inside("dut.room", 4)
+    asked = Mux(burst_valid, burst[64:72] + 1, 0) + Mux(axi.arvalid, axi.arlen + 1, 0)
+    h.check("room", room + asked + due[0] + due[1] + beats <= 8)
+    h.cover("both_places", (beats == 2) & (head[32] != spare[32]))
+    return h
+
+
+def reader_commands():
+    """Beats of each command are numbered in order, with its tag, its addresses and its last."""
+    h = Harness()
+    m = h.m
+    dut, _, _, _, _, _ = reader_parts(h)
+    o = dut.o
+    taken = dut.cmd.valid & dut.cmd.ready
+    sent = o.valid & o.ready
+    check_held(h, "o", o.valid, o.ready, o.payload)
 
     # One command of either ID: `ahead` commands of its ID have beats to be delivered before it.
     pick, chosen = h.free(1, "pick"), h.constant(1, "chosen")
@@ -298,61 +337,39 @@ def reader_delivery():
             m.d.sync += ahead.eq(ahead - leaves)
     with m.Elif(enters & pick):
         m.d.sync += [
-            picked.eq(1), ahead.eq(count - leaves), number.eq(0), kept.eq(dut.cmd.payload)
+            picked.eq(1),
+            ahead.eq(count - leaves),
+            number.eq(0),
+            kept.eq(dut.cmd.payload),
         ]
     own = picked & (ahead == 0) & o.valid & (o.p.id == chosen)
+    word = Signal(64 - WORD_BITS)
+    m.d.comb += word.eq(kept.addr[WORD_BITS:] + number)
     h.check("own_last", ~own | (o.p.last == (number == kept.n_beats - 1)))
     h.check("own_number", ~own | (o.p.beat == number))
     h.check("own_tag", ~own | (o.p.tag == kept.tag))
-    h.check("own_address", ~own | (o.p.addr == (kept.addr + (number << WORD_BITS))[:64]))
+    h.check("own_address", ~own | (o.p.addr == Cat(kept.addr[:WORD_BITS], word)))
     h.check("commands_bounded", count <= 2)
-    h.check("own_inside", ~picked | (ahead < count))
-    h.check("own_not_empty", ~picked | (kept.n_beats != 0))
-    h.check("own_not_begun", ~picked | (ahead == 0) | (number == 0))
     h.check("busy", dut.busy | (count == 0))
 
     # Invariants: where the picked command is, and how far its ID has come.
+    h.check("own_inside", ~picked | (ahead < count))
+    h.check("own_not_empty", ~picked | (kept.n_beats != 0))
+    h.check("own_not_begun", ~picked | (ahead == 0) | (number == 0))
     entry = Cat(kept.addr, (kept.n_beats - 1)[:BEATS_BITS], kept.tag)
-    # Words of an ID that are still to be delivered are at least those on their way: in the
-    # splitter, in the guard, on AR, in the memory, in `head` and `spare`.
-    burst_valid, burst = h.inside("dut.guard.valid", 1), h.inside("dut.guard.burst", 73)
-    splitter_valid, split_id = h.inside("dut.splitter.active", 1), h.inside("dut.split_id", 1)
-    splitter_left = h.inside("dut.splitter.left", 20)
-    numbers = h.inside("dut.numbers", 2 * BEATS_BITS)
     for index in range(2):
         level, words = check_fifo_inside(
-            h, f"queue_{index}", f"dut.queue_{index}", width=len(entry), depth=2
+            h, f"queue_{index}", f"dut.queue_{index}", width=ENTRY_BITS, depth=2
         )
+        done = h.inside(f"dut.number_{index}", BEATS_BITS)
         ours = chosen == index
         h.check(f"count_{index}", ~ours | (count == level))
-        for place, word in enumerate(words):
+        for place, stored in enumerate(words):
             at = picked & ours & (ahead == place)
-            h.check(f"entry_{index}_{place}", ~at | (word == entry))
-        done = numbers.word_select(index, BEATS_BITS)
-        last_beats = [word[64 : 64 + BEATS_BITS] for word in words]
+            h.check(f"entry_{index}_{place}", ~at | (stored == entry))
         h.check(f"done_{index}", ~(picked & ours & (ahead == 0)) | (done == number))
         h.check(f"none_done_{index}", (level != 0) | (done == 0))
-        h.check(f"done_below_{index}", (level == 0) | (done <= last_beats[0]))
-        left = Signal(22, name=f"left_{index}")
-        m.d.comb += left.eq(
-            Mux(level > 0, last_beats[0] + 1 - done, 0) + Mux(level > 1, last_beats[1] + 1, 0)
-        )
-        way = [
-            Mux(splitter_valid & (split_id == index), splitter_left, 0),
-            Mux(burst_valid & (burst[72] == index), burst[64:72] + 1, 0),
-            Mux(axi.arvalid & (axi.arid == index), axi.arlen + 1, 0),
-            due[index],
-            head_valid & (head[32] == index),
-            spare_valid & (spare[32] == index),
-        ]
-        on_way = Signal(22, name=f"on_way_{index}")
-        m.d.comb += on_way.eq(sum(way))
-        h.check(f"words_left_{index}", left >= on_way)
-    h.check("split_not_empty", ~splitter_valid | (splitter_left != 0))
-    room = h.inside("dut.room", 4)
-    asked = Mux(burst_valid, burst[64:72] + 1, 0) + Mux(axi.arvalid, axi.arlen + 1, 0)
-    h.check("room", room + asked + due[0] + due[1] + beats <= 8)
-    h.cover("second_command", own & (number == 1) & h.past(own, "past_own"))
+    h.cover("second_beat", own & (number == 1))
     return h
 
 
@@ -598,8 +615,37 @@ PROOFS = [
         ),
     ),
     Proof(
-        name="read_delivery",
-        build=reader_delivery,
+        name="read_beats",
+        build=reader_beats,
+        engine="induction",
+        depth=1,
+        bugs=(
+            Bug(
+                name="beat_lost_when_held",
+                owner=ReadMaster,
+                old="axi.rready.eq(~spare_valid)",
+                new="axi.rready.eq(1)",
+                caught_by="beats_within_capacity",
+            ),
+            Bug(
+                name="ids_mixed",
+                owner=ReadMaster,
+                old="incoming.id.eq(axi.rid)",
+                new="incoming.id.eq(axi.rid & ~head_valid)",
+                caught_by="beats_in_order",
+            ),
+            Bug(
+                name="spare_forgotten",
+                owner=ReadMaster,
+                old="head_valid.eq(spare_valid | axi.rvalid)",
+                new="head_valid.eq(axi.rvalid)",
+                caught_by="beats_offered",
+            ),
+        ),
+    ),
+    Proof(
+        name="read_commands",
+        build=reader_commands,
         engine="induction",
         depth=1,
         bugs=(
@@ -618,18 +664,11 @@ PROOFS = [
                 caught_by="own_number",
             ),
             Bug(
-                name="beat_lost_when_held",
+                name="queue_left_with_every_beat",
                 owner=ReadMaster,
-                old="axi.rready.eq(~spare_valid)",
-                new="axi.rready.eq(1)",
-                caught_by="beats_within_capacity",
-            ),
-            Bug(
-                name="ids_mixed",
-                owner=ReadMaster,
-                old="incoming.id.eq(axi.rid)",
-                new="incoming.id.eq(axi.rid & ~spare_valid)",
-                caught_by="beats_in_order",
+                old="queue.r_en.eq(of_queue & last)",
+                new="queue.r_en.eq(of_queue)",
+                caught_by="own_address",
             ),
         ),
     ),

@@ -50,7 +50,7 @@ WIDTH = 3
 
 
 def packer(ratio):
-    """Follow a payload that any run may pick: it goes to its place in its word, and nowhere else."""
+    """Follow a payload that any run may pick to its place in its word; the rest is zero."""
 
     def build():
         # Packer does not reset the word under way: after a reset in the middle of a word, the next

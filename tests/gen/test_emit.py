@@ -7,10 +7,12 @@ import subprocess
 import sys
 
 import pytest
+from amaranth.back import rtlil
+from amaranth.lib.memory import Memory
 
 import moska.gen
 from moska.gen.config import Config
-from moska.gen.emit import INSTANCE, MODULE, TOP, generate, share_modules
+from moska.gen.emit import INSTANCE, MODULE, TOP, contents_at_once, generate, share_modules
 from moska.sim.verilator import environment
 
 LINT = pathlib.Path(moska.gen.__file__).parent / "lint.vlt"
@@ -195,3 +197,19 @@ def test_lint_sees_faults(tmp_path, statement, rule):
     code, output = lint(path)
     assert code != 0
     assert any(rule in message for message in messages(output)), output
+
+
+@pytest.mark.parametrize("init", [[], [1, 2, 0x1FF, 0, 5], list(range(16))])
+def test_contents_of_memories_are_amaranths(init):
+    """Contents written at once are the text that Amaranth writes bit by bit."""
+
+    def text():
+        memory = Memory(shape=9, depth=16, init=init)
+        read, write = memory.read_port(), memory.write_port()
+        ports = [read.addr, read.data, read.en, write.addr, write.data, write.en]
+        return rtlil.convert(memory, ports=ports, emit_src=False)
+
+    expected = text()
+    with contents_at_once():
+        assert text() == expected
+    assert "$meminit" in expected

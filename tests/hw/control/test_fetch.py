@@ -8,7 +8,7 @@ from amaranth.back import rtlil
 
 from moska.golden.formats import ALIGN
 from moska.golden.layout import CHECKSUM_BYTES, Selection, pack_descriptor
-from moska.hw.control.fetch import Fetch
+from moska.hw.control.fetch import PACE, Fetch
 from moska.hw.control.load import Channel, Target
 from moska.sim.bench import check_hold, fields, simulate
 
@@ -187,6 +187,7 @@ class Run:
         keys, values = [], []  # slots in use: [number, representative, cycles]
         in_use, order = set(), []
         taken = cycle = quiet = 0
+        chunk_slots = 0  # since representatives wait or were last served
         failed = 0
         given = {context: 0 for context in range(N_CONTEXTS)}
         while quiet < 5:
@@ -248,9 +249,11 @@ class Run:
             if allocated.valid:
                 name = "route" if allocated.representative else "attend"
                 index = len(self.jobs[name]) - len(todo[name])
-                if not allocated.representative and held["route"] > 1:
+                waiting = held["route"] > 1
+                if waiting:
                     waiting = remaining["route"][len(self.jobs["route"]) - len(todo["route"])]
-                    assert not waiting, "representatives go first"
+                chunk_slots = 0 if allocated.representative or not waiting else chunk_slots + 1
+                assert chunk_slots <= PACE, "representatives wait too long"
                 number = len(self.allocated) % dut.buffer_slots
                 assert number not in in_use, f"slot {number} is filled while in use"
                 in_use.add(number)
@@ -464,6 +467,20 @@ def test_jobs_share_the_slots(buffer_slots, seed):
     assert kinds != sorted(kinds), "representatives only behind chunks"
     if buffer_slots > 2:
         assert result.reordered, "slots were freed in order"
+
+
+def test_representatives_are_spread_over_the_chunks():
+    """They are done by the middle of a job of as many chunks, not all at its start."""
+    job = attend_job(0, 32, 32 * MAX_CHUNKS)
+    result, _ = run(
+        fetch(), attend=[job], route=[route_job(1, MAX_CHUNKS, 3)], seed=3, keep=20, stall=0.0,
+        idle=0.0, route_idle=0.0,
+    )
+    kinds = [slot["representative"] for slot in result.slots]
+    reps = [place for place, kind in enumerate(kinds) if kind]
+    assert len(reps) == MAX_CHUNKS * 8 // 32
+    chunks_before_last = kinds[: reps[-1]].count(0)
+    assert MAX_CHUNKS // 4 < chunks_before_last <= MAX_CHUNKS // 2 + 1, kinds
 
 
 @pytest.mark.parametrize("buffer_slots", [2, 4, 8])

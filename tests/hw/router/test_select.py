@@ -307,7 +307,7 @@ def test_narrow_keys(n_chunks):
     [
         (16, 16, 8, 1),
         (64, 256, 16, 1),
-        (32, 2048, 64, 16),
+        (16, 1024, 64, 16),
         # A bit of stored keys costs microseconds, to write its initial value: here 16 Mbit.
         pytest.param(512, 2048, 64, 16, marks=pytest.mark.slow),
     ],
