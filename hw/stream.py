@@ -34,7 +34,7 @@ class Packer(wiring.Component):
         m = Module()
 
         count = Signal(range(max(self.ratio, 2)))
-        kept = Signal(self.width * self.ratio, reset_less=True)
+        kept = Signal(self.width * self.ratio)
         word = Signal(self.width * self.ratio)
         complete = Signal()
         taken = Signal()

@@ -201,9 +201,13 @@ class DescriptorCheck(wiring.Component):
 
         # What the tests need while the descriptor turns.
         tokens_bits, chunks_bits = exact_log2(MAX_TOKENS), exact_log2(MAX_ALL_CHUNKS)
-        self.fence, self.routes, self.attends = Signal(), Signal(), Signal()
-        self.routed, self.explicit = Signal(), Signal()
-        self.checked, self.writes_selection = Signal(), Signal()
+        self.fence = Signal()
+        self.routes = Signal()
+        self.attends = Signal()
+        self.routed = Signal()
+        self.explicit = Signal()
+        self.checked = Signal()
+        self.writes_selection = Signal()
         self.rep_ok = Signal()
         self.rows_1 = Signal(range(self.max_rows))  # count less 1, of each
         self.tokens_1 = Signal(tokens_bits)

@@ -6,6 +6,7 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
 from moska.golden.formats import MAX_TOKENS
+from moska.hw.delay import delay_line
 
 AHEAD = 8  # found chunks that wait for their reads
 
@@ -99,17 +100,9 @@ class ChunkScan(wiring.Component):
         with m.If(self.stop | (named & (chunk == job.n_chunks - 1))):
             m.d.sync += naming.eq(0)
 
-        named_s1, named_s2 = Signal(), Signal()
-        chunk_s1, chunk_s2 = (Signal(chunk.shape(), reset_less=True) for _ in range(2))
-        token_s1, token_s2 = (Signal(token.shape(), reset_less=True) for _ in range(2))
-        m.d.sync += [
-            named_s1.eq(named),
-            chunk_s1.eq(chunk),
-            token_s1.eq(token),
-            named_s2.eq(named_s1),
-            chunk_s2.eq(chunk_s1),
-            token_s2.eq(token_s1),
-        ]
+        _, named_s1, named_s2 = delay_line(m, named, 2, name="named", reset_less=False)
+        chunk_s2 = delay_line(m, chunk, 2, name="chunk")[-1]
+        token_s2 = delay_line(m, token, 2, name="token")[-1]
 
         # Found, and held until it is known whether another one follows.
         held = Signal()

@@ -236,7 +236,7 @@ class BurstSplitter(wiring.Component):
 
     ``max_burst`` divides 4096, so no burst crosses a 4 KiB boundary. A burst is valid 1 cycle
     after its command; one burst per cycle, with no gap between commands. The low address bits,
-    below a bus word, are taken as 0. A command of 0 beats is not allowed.
+    below a bus word, are taken as 0. A command of 0 beats gives no burst.
 
     Parameters
     ----------
@@ -286,7 +286,7 @@ class BurstSplitter(wiring.Component):
 
         with m.If(self.i.ready):
             m.d.sync += [
-                active.eq(self.i.valid),
+                active.eq(self.i.valid & (self.i.p.n_beats != 0)),
                 word.eq(self.i.p.addr[word_bits:]),
                 left.eq(self.i.p.n_beats),
             ]

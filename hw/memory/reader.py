@@ -182,8 +182,10 @@ class ReadMaster(wiring.Component):
             splitter.i.valid.eq(self.cmd.valid & room_in_queue),
             self.cmd.ready.eq(splitter.i.ready & room_in_queue),
         ]
+        some = Signal()  # a command without beats is dropped
+        m.d.comb += some.eq(cmd.n_beats != 0)
         for index, queue in enumerate(queues):
-            accept = self.cmd.valid & splitter.i.ready & is_id(cmd.id, index)
+            accept = self.cmd.valid & splitter.i.ready & some & is_id(cmd.id, index)
             m.d.comb += [queue.w_data.eq(queued), queue.w_en.eq(accept)]
         split_id = Signal(cmd.id.shape(), reset_less=True)  # of the command in the splitter
         with m.If(splitter.i.ready):
@@ -227,8 +229,10 @@ class ReadMaster(wiring.Component):
         # Beats that have arrived: `spare` takes the one that comes when `head` has to stay.
         arrival = data.StructLayout({"data": self.data_width, "id": axi.arid.shape(), "bad": 1})
         incoming = Signal(arrival)
-        head, spare = Signal(arrival, reset_less=True), Signal(arrival, reset_less=True)
-        head_valid, spare_valid = Signal(), Signal()
+        head = Signal(arrival, reset_less=True)
+        spare = Signal(arrival, reset_less=True)
+        head_valid = Signal()
+        spare_valid = Signal()
         m.d.comb += [
             incoming.data.eq(axi.rdata),
             incoming.id.eq(axi.rid),

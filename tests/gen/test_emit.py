@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from amaranth.back import rtlil
+from amaranth.hdl import Module, Signal
 from amaranth.lib.memory import Memory
 
 import moska.gen
@@ -204,10 +205,12 @@ def test_contents_of_memories_are_amaranths(init):
     """Contents written at once are the text that Amaranth writes bit by bit."""
 
     def text():
-        memory = Memory(shape=9, depth=16, init=init)
-        read, write = memory.read_port(), memory.write_port()
-        ports = [read.addr, read.data, read.en, write.addr, write.data, write.en]
-        return rtlil.convert(memory, ports=ports, emit_src=False)
+        m = Module()
+        m.submodules.memory = memory = Memory(shape=9, depth=16, init=init)
+        data = Signal(9)
+        m.d.sync += data.eq(memory.read_port().data)
+        memory.write_port()
+        return rtlil.convert(m, ports=[data], emit_src=False)
 
     expected = text()
     with contents_at_once():
