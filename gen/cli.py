@@ -185,9 +185,11 @@ def figures_options(command):
         click.option(
             "--json",
             "json_path",
+            is_flag=False,
+            flag_value="-",
             type=click.Path(dir_okay=False, allow_dash=True),
             metavar="FILE",
-            help="Write the figures as JSON; -: to standard output, tables to standard error.",
+            help="Write the figures as JSON, without FILE to standard output.",
         ),
     ):
         command = option(command)
@@ -318,6 +320,7 @@ def simulate(config, json_path, trace, chunk, **options):
 
 @main.command(short_help="Measure cycles against their bound over many shapes.")
 @click.argument("config", type=ConfigType(), default="ulx3s")
+@click.option("--preset", type=ConfigType(), metavar="CONFIG", help="The same as CONFIG.")
 @click.option("--quick", is_flag=True, help="Only a few shapes, less than a minute.")
 @click.option(
     "--only", metavar="TEXT", help='Only shapes with TEXT in their name, as "m64 c32" or "crc".'
@@ -335,7 +338,7 @@ def simulate(config, json_path, trace, chunk, **options):
     help="Write a plot of ratios and causes, .png or .svg.",
 )
 @figures_options
-def bench(config, quick, only, checked, plot, seed, json_path):
+def bench(config, preset, quick, only, checked, plot, seed, json_path):
     """Measure the unit that CONFIG describes (ulx3s if not given) in simulation.
 
     Each line is a shape: equal jobs are announced at once, and the cycles from one completion to
@@ -357,6 +360,7 @@ def bench(config, quick, only, checked, plot, seed, json_path):
         raise Refusal(f"the extras sim and demo must be installed: {error}") from error
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    config = preset or config
     listed = [shape for shape in shapes(config, quick=quick) if not only or only in shape.name]
     if not listed:
         raise Refusal(f"only must be part of a shape's name, not {only!r}")

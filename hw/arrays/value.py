@@ -177,8 +177,15 @@ class ValueRow(wiring.Component):
             products.append(product)
 
         # Sums. `held` is the sum so far of the elements of this beat, garbage at the first token.
-        held = Signal(word)
-        total = Signal(word)
+        # A signal per element: one of the whole beat would be copied for every element in
+        # simulation.
+        def elements(name):
+            return [
+                Signal(signed(block_o_width()), name=f"{name}_{d}", reset_less=True)
+                for d in range(self.beat_dim)
+            ]
+
+        held, total = elements("held"), elements("total")
         keep = Signal()
         capture = Signal()
         m.d.comb += [keep.eq(valid_s2 & ~last_s2), capture.eq(valid_s2 & last_s2)]
@@ -196,24 +203,26 @@ class ValueRow(wiring.Component):
             shadow_write, shadow_read = shadow.write_port(), shadow.read_port(domain="comb")
             m.d.comb += [
                 sums_read.addr.eq(beat_s2),
-                held.eq(sums_read.data),
+                Cat(held).eq(sums_read.data),
                 sums_write.en.eq(keep),
                 sums_write.addr.eq(beat_s2),
-                sums_write.data.eq(total),
+                sums_write.data.eq(Cat(total)),
                 shadow_write.en.eq(capture),
                 shadow_write.addr.eq(beat_s2),
-                shadow_write.data.eq(total),
+                shadow_write.data.eq(Cat(total)),
                 shadow_read.addr.eq(self.read_beat),
                 self.o.eq(shadow_read.data),
             ]
         else:
-            sums = Signal(word, reset_less=True)
-            shadow = Signal(word, reset_less=True)
-            m.d.comb += [held.eq(sums), self.o.eq(shadow)]
-            with m.If(keep):
-                m.d.sync += sums.eq(total)
-            with m.If(capture):
-                m.d.sync += shadow.eq(total)
+            shadow = elements("shadow")
+            m.d.comb += self.o.eq(Cat(shadow))
+            for d in range(self.beat_dim):
+                sums = Signal(signed(block_o_width()), name=f"sum_{d}", reset_less=True)
+                m.d.comb += held[d].eq(sums)
+                with m.If(keep):
+                    m.d.sync += sums.eq(total[d])
+                with m.If(capture):
+                    m.d.sync += shadow[d].eq(total[d])
 
         shadow_stats = Signal(BlockStats, reset_less=True)
         m.d.comb += [self.captured.eq(capture & (beat_s2 == 0)), self.stats.eq(shadow_stats)]

@@ -360,13 +360,6 @@ class Results(wiring.Component):
             (beat & ((1 << line_shift) - 1)) > (self.last_number >> exact_log2(words_per_beat))
         )
 
-        with m.If(self.completed.valid):
-            m.d.comb += [
-                self.completed.code.eq(code),
-                self.completed.error_addr.eq(error_addr),
-                self.completed.sequence.eq(sequence),
-            ]
-
         def command(name, addr, following):
             with m.State(name):
                 m.d.comb += [self.cmd.valid.eq(1), self.cmd.payload.addr.eq(addr)]
@@ -462,7 +455,12 @@ class Results(wiring.Component):
                     m.next = "ANSWER"
             with m.State("ANSWER"):
                 with m.If(~self.writer_busy):
-                    m.d.comb += self.completed.valid.eq(1)
+                    m.d.comb += [
+                        self.completed.valid.eq(1),
+                        self.completed.code.eq(code),
+                        self.completed.error_addr.eq(error_addr),
+                        self.completed.sequence.eq(sequence),
+                    ]
                     with m.If(self.write_error & (code == ErrorCode.NONE)):
                         m.d.comb += [
                             self.completed.code.eq(ErrorCode.WRITE),

@@ -56,7 +56,7 @@ def check_cover(h, *, taken, cmd, valid, sent, addr, beats, stages, stopped):
             m.d.sync += before.eq(before - beats)
         with m.Else():
             m.d.sync += [word.eq(word + beats), own.eq(own - beats), picked.eq(own != beats)]
-    with m.Elif(~picked & taken & pick):
+    with m.Elif(~picked & taken & pick & (cmd.n_beats != 0)):
         m.d.sync += [
             picked.eq(1),
             before.eq(inside - Mux(sent, beats, 0)),
@@ -98,7 +98,6 @@ def splitter():
     h.drive(dut.i.valid)
     h.drive(dut.i.payload)
     h.drive(dut.o.ready)
-    h.assume(dut.i.p.n_beats != 0)
     taken = dut.i.valid & dut.i.ready
     sent = dut.o.valid & dut.o.ready
 
@@ -122,6 +121,7 @@ def splitter():
     h.check("longest", ~valid | (beats == left) | (end == MAX_BURST))
     check_held(h, "o", dut.o.valid, dut.o.ready, dut.o.payload)
     h.cover("three_bursts", sent & (left == beats) & (dut.o.p.addr[:12] == 0))
+    h.cover("empty_then_burst", sent & h.past(taken & (left == 0), "after_empty"))
     return h
 
 
@@ -181,7 +181,6 @@ def reader_parts(h):
     )
     axi = dut.axi
     h.hold(dut.cmd, "cmd")
-    h.assume(dut.cmd.p.n_beats != 0)
     for port in (dut.o.ready, axi.arready, axi.rid, axi.rdata, axi.rresp, axi.rlast, axi.rvalid):
         h.drive(port)
     base, limit = h.constant(64, "base"), h.constant(64, "limit")
@@ -245,7 +244,7 @@ def reader_requests():
         stopped=stopped,
     )
     requested = [Mux(valid, beats, 0) for valid, _, beats in stages[:2]]
-    held = h.inside("dut.*", 1) + h.inside("dut.spare_valid", 1)
+    held = h.inside("dut.head_valid", 1) + h.inside("dut.spare_valid", 1)
     room = h.inside("dut.room", 4)
     h.check("in_flight", due[0] + due[1] <= 8)
     h.check("room", room + sum(requested) + due[0] + due[1] + held <= 8)
@@ -261,8 +260,8 @@ def reader_beats():
     axi, o = dut.axi, dut.o
     sent = o.valid & o.ready
 
-    head, spare = h.inside("dut.*", BEAT_BITS), h.inside("dut.spare", BEAT_BITS)
-    head_valid, spare_valid = h.inside("dut.*", 1), h.inside("dut.spare_valid", 1)
+    head, spare = h.inside("dut.head", BEAT_BITS), h.inside("dut.spare", BEAT_BITS)
+    head_valid, spare_valid = h.inside("dut.head_valid", 1), h.inside("dut.spare_valid", 1)
     beats = check_queue(
         h,
         "beats",
@@ -310,7 +309,10 @@ def reader_beats():
 
 
 def reader_commands():
-    """Beats of each command are numbered in order, with its tag, its addresses and its last."""
+    """Beats of each command are numbered in order, with its tag, its addresses and its last.
+
+    A command of 0 beats has none: it leaves no trace in those of others.
+    """
     h = Harness()
     m = h.m
     dut, _, _, _, _, _ = reader_parts(h)
@@ -326,7 +328,7 @@ def reader_commands():
     ahead = Signal(2)
     number = Signal(BEATS_BITS)
     kept = Signal.like(dut.cmd.payload)
-    enters = taken & (dut.cmd.p.id == chosen)
+    enters = taken & (dut.cmd.p.id == chosen) & (dut.cmd.p.n_beats != 0)
     of_chosen = sent & (o.p.id == chosen)
     leaves = of_chosen & o.p.last
     m.d.sync += count.eq(count + enters - leaves)
@@ -383,7 +385,6 @@ def writer():
     axi = dut.axi
     h.hold(dut.cmd, "cmd")
     h.hold(dut.i, "i")
-    h.assume(dut.cmd.p.n_beats != 0)
     for port in (axi.awready, axi.wready, axi.bid, axi.bresp, axi.bvalid, dut.clear):
         h.drive(port)
     base, limit = h.constant(64, "base"), h.constant(64, "limit")
@@ -534,6 +535,13 @@ PROOFS = [
                 caught_by="address",
             ),
             Bug(
+                name="empty_command_kept",
+                owner=BurstSplitter,
+                old="self.i.valid & (self.i.p.n_beats != 0)",
+                new="self.i.valid",
+                caught_by="length",
+            ),
+            Bug(
                 name="moves_without_ready",
                 owner=BurstSplitter,
                 old="with m.Elif(self.o.ready):",
@@ -606,6 +614,13 @@ PROOFS = [
                 caught_by="inside",
             ),
             Bug(
+                name="empty_command_leaves_window",
+                owner=BurstSplitter,
+                old="self.i.valid & (self.i.p.n_beats != 0)",
+                new="self.i.valid",
+                caught_by="inside",
+            ),
+            Bug(
                 name="burst_left_out",
                 owner=ReadMaster,
                 old="guard.i.valid.eq(splitter.o.valid & enough)",
@@ -664,6 +679,13 @@ PROOFS = [
                 caught_by="own_number",
             ),
             Bug(
+                name="empty_command_queued",
+                owner=ReadMaster,
+                old="splitter.i.ready & some & is_id",
+                new="splitter.i.ready & is_id",
+                caught_by="own_tag",
+            ),
+            Bug(
                 name="queue_left_with_every_beat",
                 owner=ReadMaster,
                 old="queue.r_en.eq(of_queue & last)",
@@ -698,6 +720,13 @@ PROOFS = [
                 old="(~axi.awvalid | axi.awready) & words.w_rdy",
                 new="(~axi.awvalid | axi.awready)",
                 caught_by="bursts_bounded",
+            ),
+            Bug(
+                name="empty_command_crosses_page",
+                owner=BurstSplitter,
+                old="self.i.valid & (self.i.p.n_beats != 0)",
+                new="self.i.valid",
+                caught_by="in_page",
             ),
             Bug(
                 name="error_of_last",

@@ -53,9 +53,7 @@ def packer(ratio):
     """Follow a payload that any run may pick to its place in its word; the rest is zero."""
 
     def build():
-        # Packer does not reset the word under way: after a reset in the middle of a word, the next
-        # word that ends early has old bits behind its end.
-        h = Harness(power_up=True)
+        h = Harness()
         m = h.m
         m.submodules.dut = dut = Packer(width=WIDTH, ratio=ratio)
         h.drive(dut.i.valid)
@@ -139,6 +137,13 @@ PROOFS = [
                 owner=Packer,
                 old="kept.eq(0), count.eq(0)",
                 new="count.eq(0)",
+                caught_by="rest_is_zero_2",
+            ),
+            Bug(
+                name="old_bits_after_reset",
+                owner=Packer,
+                old="kept = Signal(self.width * self.ratio)",
+                new="kept = Signal(self.width * self.ratio, reset_less=True)",
                 caught_by="rest_is_zero_2",
             ),
             Bug(

@@ -1,406 +1,702 @@
-"""Sequencer: phases of a job in order, checks of the descriptor, errors, cycle causes."""
+# amaranth: UnusedElaboratable=no
+"""Sequencer: jobs of all kinds among models of its neighbours, errors, time limit, causes."""
 
 import itertools
+import random
+from collections import deque
 
 import pytest
+from amaranth.back import rtlil
+from amaranth.hdl import Value
 
-from moska.golden.formats import MAX_TOKENS
-from moska.golden.layout import DESCRIPTOR, DESCRIPTOR_BYTES, Opcode, Selection, pack_descriptor
+from moska.golden.layout import DESCRIPTOR, Opcode, Selection, pack_descriptor
 from moska.golden.router import Router
-from moska.hw.control.fetch import Phase
-from moska.hw.control.sequencer import ADDRESSES, Cause, ErrorCode, Sequencer
-from moska.sim.bench import simulate
+from moska.hw.control.descriptor import ErrorCode, frontend_job_layout
+from moska.hw.control.load import Target
+from moska.hw.control.sequencer import Cause, Sequencer
+from moska.sim.bench import check_hold, fields, simulate
 
 MAX_ROWS = 16
 MAX_CHUNKS = 16
-BUFFER_TOKENS = 32
-FLUSH = 9
-
-BASE = {
-    "opcode": Opcode.ATTEND,
-    "selection": Selection.ALL,
-    "n_rows": 6,
-    "n_tokens": 160,
-    "n_chunks": 4,
-    "chunk_tokens": 48,
-    "tag": 0xDEADBEEF,
-    **{name: 0x40 * (index + 1) << 20 for index, name in enumerate(ADDRESSES)},
-}
-ROUTED = {
-    **BASE,
-    "selection": Selection.TOP_K,
-    "router": Router.ROWS,
-    "group": 3,
-    "k": 2,
-    "rep_rows": 4,
-    "keep_first": 1,
-    "keep_last": 2,
-    "write_selection": 1,
-}
-EXPLICIT = {**BASE, "selection": Selection.EXPLICIT}
-JOB_PHASES = {
-    Selection.ALL: [Phase.DESCRIPTOR, Phase.QUERIES, Phase.CHUNKS],
-    Selection.TOP_K: [Phase.DESCRIPTOR, Phase.QUERIES, Phase.REPRESENTATIVES, Phase.CHUNKS],
-    Selection.EXPLICIT: [Phase.DESCRIPTOR, Phase.SELECTION, Phase.QUERIES, Phase.CHUNKS],
-}
+HEAD_DIM = 16
+FLUSH = 5
+N_ERRORS = 2
+N_SLOTS = 4
+LINE = 64  # bytes: arrays are padded to lines; a selection has one a chunk
+NEVER = 1 << 60  # cycle of what has not happened
+ADDRESSES = tuple(name for name in DESCRIPTOR if name.endswith("_addr"))
+KINDS = ("all", "top_k", "explicit", "route", "fence", "refused")
 
 
-def sequencer(bus_bytes=8):
-    return Sequencer(
-        max_rows=MAX_ROWS,
-        max_chunks=MAX_CHUNKS,
-        buffer_tokens=BUFFER_TOKENS,
-        bus_bytes=bus_bytes,
-        flush_cycles=FLUSH,
-    )
+def sequencer(n_contexts=2, bus_bytes=8, **options):
+    arguments = {
+        "max_rows": MAX_ROWS,
+        "max_chunks": MAX_CHUNKS,
+        "head_dim": HEAD_DIM,
+        "flush_cycles": FLUSH,
+        "n_errors": N_ERRORS,
+        **options,
+    }
+    return Sequencer(n_contexts=n_contexts, bus_bytes=bus_bytes, **arguments)
 
 
-class Unit:
-    """Everything that the sequencer starts, answering after a fixed number of cycles."""
+class Job:
+    """A job and what has happened to it."""
 
-    def __init__(self, dut, *, pause=4, read_error=0, write_error=0, bad_descriptor=0):
-        self.dut = dut
-        self.pause = pause
-        self.read_error = read_error
-        self.bad_descriptor = bad_descriptor
-        self.write_error = write_error
+    def __init__(self, rng, kind, number):
+        self.kind = kind
+        self.number = number
+        garbage = {name: rng.getrandbits(8 * size) for name, (_, size) in DESCRIPTOR.items()}
+        self.fields = garbage
+        self.refused = kind == "refused"
+        self.works = kind not in ("refused", "fence")  # has anything to compute
+        if self.works:
+            self.fields |= {
+                "opcode": Opcode.ROUTE if kind == "route" else Opcode.ATTEND,
+                "selection": {
+                    "all": Selection.ALL, "explicit": Selection.EXPLICIT
+                }.get(kind, Selection.TOP_K),
+                "router": rng.choice(list(Router)),
+                "write_selection": {"route": 1, "top_k": rng.randrange(2)}.get(kind, 0),
+                "n_rows": rng.choice((1, 2, MAX_ROWS, rng.randrange(1, MAX_ROWS + 1))),
+                "n_chunks": rng.randrange(1, MAX_CHUNKS + 1),
+                "group": rng.randrange(1, MAX_ROWS + 1),
+            }  # fmt: skip
+            self.fields |= {name: 64 * rng.getrandbits(58) for name in ADDRESSES}
+        elif kind == "fence":
+            self.fields["opcode"] = Opcode.FENCE
+        else:
+            self.fields["opcode"] = rng.choice([*Opcode, 77])
+        self.selects = kind in ("top_k", "route")
+        self.attends = kind in ("all", "top_k", "explicit")
+        self.rep_shift = rng.randrange(5)
+        self.completion_addr = 128 * rng.getrandbits(57)
+        self.code = ErrorCode.NONE
+        self.error_addr = 0
+        if self.refused:
+            self.code = rng.choice((ErrorCode.DESCRIPTOR, ErrorCode.READ, ErrorCode.WINDOW))
+            self.error_addr = rng.getrandbits(64)
 
-    async def run(self, ctx, fields):
-        """Run one job; return a dictionary of what happened."""
-        dut = self.dut
-        raw = pack_descriptor(**fields)
-        seen = {"phases": [], "cleared": [], "causes": [], "select": None, "results": 0, "done": 0}
-        seen["clear_errors"] = 0
-        loads = []  # pulses of `loaded` that are due: cycles left
-        beats = []  # descriptor beats to send
-        issuing = busy = writing = selecting = 0
-        ctx.set(dut.read_error, 0)
-        ctx.set(dut.write_error, 0)
-        assert not ctx.get(dut.busy)
-        ctx.set(dut.start, 1)
-        seen["clear_errors"] += ctx.get(dut.clear_errors)
-        await ctx.tick()
-        ctx.set(dut.start, 0)
-        for _ in range(600):
-            ctx.set(dut.loaded, 0)
-            ctx.set(dut.descriptor_beat, {"valid": 0})
-            if beats:
-                beat = beats.pop(0)
-                ctx.set(dut.descriptor_beat, {"valid": 1, "data": int.from_bytes(beat, "little")})
-                if not beats:
-                    ctx.set(dut.loaded, 1)
-                    ctx.set(dut.read_error, self.bad_descriptor)
-            elif loads:
-                loads[0] -= 1
-                if loads[0] == 0:
-                    ctx.set(dut.loaded, 1)
-                    loads.pop(0)
-            ctx.set(dut.fetch.ready, int(issuing == 0))
-            ctx.set(dut.fetch_issuing, int(issuing != 0))
-            ctx.set(dut.fetch_busy, int(busy != 0))
-            ctx.set(dut.writing, int(writing != 0))
-            ctx.set(dut.selected, int(selecting == 1))
-            ctx.set(dut.select.ready, 1)
-            issuing, busy = max(0, issuing - 1), max(0, busy - 1)
-            writing, selecting = max(0, writing - 1), max(0, selecting - 1)
+        # Cycles in which it happened.
+        self.taken = NEVER
+        self.requested = NEVER  # the last load
+        self.loaded = NEVER  # the queries
+        self.ready = NEVER
+        self.attended = NEVER
+        self.n_cleared = 0
+        self.cleared = NEVER
+        self.routed = NEVER
+        self.scored = NEVER  # the last representatives
+        self.selected = NEVER
+        self.fetched = NEVER
+        self.handed_on = NEVER  # to the results
+        self.released = NEVER
+        self.completed = NEVER
 
-            if ctx.get(dut.fetch.valid) and ctx.get(dut.fetch.ready):
-                phase = ctx.get(dut.fetch.payload)
-                seen["phases"].append(phase)
-                issuing = 2
-                if phase == Phase.DESCRIPTOR:
-                    size = dut.bus_bytes
-                    beats = [raw[at : at + size] for at in range(0, DESCRIPTOR_BYTES, size)]
-                elif phase == Phase.SELECTION:
-                    loads.append(self.pause)
-                elif phase == Phase.QUERIES:
-                    loads += [self.pause, self.pause]
-                else:
-                    busy = 3 * self.pause
-            if ctx.get(dut.select.valid):
-                assert seen["select"] is None
-                seen["select"] = ctx.get(dut.select.payload)
-                selecting = self.pause
-            clear = ctx.get(dut.clear)
-            if clear.valid:
-                seen["cleared"].append(clear.row)
-            if ctx.get(dut.results_start):
-                assert seen["cleared"] == list(range(ctx.get(dut.job.n_rows)))
-                assert ctx.get(dut.queries_loaded) == 0
-                seen["results"] += 1
-                writing = self.pause
-                ctx.set(dut.read_error, self.read_error)
-                ctx.set(dut.write_error, self.write_error)
-            if ctx.get(dut.busy):
-                seen["causes"].append(ctx.get(dut.cause))
-            done = ctx.get(dut.done)
-            if done:
-                seen["done"] += 1
-                seen["error"] = ctx.get(dut.error)
-                seen["job"] = {name: ctx.get(getattr(dut.job, name)) for name in DESCRIPTOR}
-            await ctx.tick()
-            if done:
-                assert not ctx.get(dut.busy)
-                break
-        for _ in range(MAX_ROWS):
-            await ctx.tick()
-            assert not ctx.get(dut.busy)
-        return seen
+    @property
+    def descriptor(self):
+        return int.from_bytes(pack_descriptor(**self.fields), "little")
 
+    @property
+    def failed(self):
+        return self.code != ErrorCode.NONE
 
-def run_jobs(jobs, *, bus_bytes=8, **unit):
-    dut = sequencer(bus_bytes)
-    results = []
-
-    async def bench(ctx):
-        for fields in jobs:
-            results.append(await Unit(dut, **unit).run(ctx, fields))
-
-    simulate(dut, bench, cycles=1000 * len(jobs))
-    return results
-
-
-@pytest.mark.parametrize("bus_bytes", [8, 64, 128])
-@pytest.mark.parametrize("fields", [BASE, ROUTED, EXPLICIT], ids=["all", "top_k", "explicit"])
-def test_legal_job(bus_bytes, fields):
-    (seen,) = run_jobs([fields], bus_bytes=bus_bytes)
-    assert seen["phases"] == JOB_PHASES[fields["selection"]]
-    assert (seen["results"], seen["done"], seen["clear_errors"]) == (1, 1, 1)
-    assert seen["error"] == ErrorCode.NONE
-    assert seen["job"] == {name: int(fields.get(name, 0)) for name in DESCRIPTOR}
-    if fields is ROUTED:
-        select = seen["select"]
-        names = "n_rows", "n_chunks", "k", "keep_first", "keep_last", "group"
-        assert {name: getattr(select, name) for name in names} == {
-            name: fields[name] for name in names
+    def bits(self):
+        """Payload of ``job``."""
+        job = {
+            "descriptor": self.fields,
+            "rep_shift": self.rep_shift,
+            "sequence": self.number + 1,
+            "completion_addr": self.completion_addr,
+            "code": self.code,
+            "error_addr": self.error_addr,
         }
-    else:
-        assert seen["select"] is None
+        return frontend_job_layout().const(job).as_value()
+
+    def loads(self, context, bus_bytes):
+        """Read commands: target, address, beats, context."""
+
+        def beats(n_bytes):
+            return -(-n_bytes // LINE) * LINE // bus_bytes
+
+        get = self.fields
+        if not self.works:
+            return []
+        commands = [
+            (Target.QUERY_SCALES, get["q_scale_addr"], beats(2 * get["n_rows"]), context),
+            (Target.QUERIES, get["q_addr"], beats(2 * HEAD_DIM * get["n_rows"]), context),
+        ]
+        if self.kind == "explicit":
+            n_beats = beats(LINE * get["n_chunks"])
+            commands.insert(0, (Target.SELECTION, get["selection_addr"], n_beats, context))
+        return commands
 
 
-def test_phases_have_causes():
-    """Cycles outside the passes over tokens: loads, selection, results."""
-    pause = 4
-    (seen,) = run_jobs([ROUTED], pause=pause)
-    causes = seen["causes"]
-    starts = [cause for before, cause in itertools.pairwise([None, *causes]) if cause != before]
-    # Nothing enters the score array and nothing is pending: a pass is drain, or memory while
-    # its commands are issued (those of the first pass while the queries still load).
-    assert starts == [
-        Cause.LOAD, Cause.DRAIN, Cause.SELECT, Cause.DRAIN, Cause.MEMORY, Cause.DRAIN, Cause.FINISH
-    ]  # fmt: skip
-    # The flush counts down to 0; one cycle hands over the job; the pulse comes pause cycles later.
-    assert causes.count(Cause.SELECT) == FLUSH + 1 + 1 + pause
-    # results_start, results, its end, done.
-    assert causes.count(Cause.FINISH) == 1 + pause + 1 + 1
+class World:
+    """The neighbours of a Sequencer, and what must be seen of it, cycle by cycle.
 
+    ``pace``: chance that a neighbour does in this cycle what it is to do; ``error``: of an error on
+    a port. ``hung``: names of neighbours that do nothing.
+    """
 
-NAMES = (
-    "score_active", "stalled_softmax", "stalled_query", "stalled_memory", "score_pending",
-    "fetch_issuing",
-)  # fmt: skip
+    def __init__(self, dut, *, seed, pace=0.3, error=0.0, timeout=0):
+        self.dut = dut
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.pace = pace
+        self.error = error
+        self.timeout = timeout
+        self.hung = set()
+        self.cycle = 0
+        self.sent = deque()  # jobs to offer
+        self.all = []  # jobs taken
+        self.commands = deque()  # expected of `load_cmd`
+        self.loads = deque()  # requested
+        self.reps = None  # [job, slots left, cycle of the last allocation]
+        self.chunks = None
+        self.slots = deque()  # (representative, job, last of its job)
+        self.merges = deque()
+        self.selecting = None
+        self.ending = None  # the job that the results have
+        self.pending = self.pending_reps = 0
+        self.interval = 0
+        self.offering = False
+        self.causes = []
+        self.most = 0
 
+    # What the sequencer knows at the start of a cycle.
+    @property
+    def held(self):
+        return [job for job in self.all if job.released == NEVER]
 
-def cause_of(score_active, softmax, query, _memory, pending, issuing, loaded):
-    """Order in which the causes of a cycle of a pass count."""
-    if score_active:
-        return Cause.SCORE_ACTIVE
-    if not loaded:
-        return Cause.LOAD
-    if not pending and not issuing:
-        return Cause.DRAIN
-    if softmax:
-        return Cause.SOFTMAX
-    return Cause.QUERY if query else Cause.MEMORY
+    def context(self, job):
+        return job.number % self.dut.n_contexts
 
+    def may(self, name):
+        return name not in self.hung and self.rng.random() < self.pace
 
-def test_causes_of_a_pass():
-    """Every combination of what the score pass reports, before and after the queries are in."""
-    dut = sequencer()
-    met = set()
+    def is_ready(self, job):
+        return job.ready < self.cycle
 
-    async def pulse(ctx, signal):
-        ctx.set(signal, 1)
+    async def step(self, ctx):
+        """Run a cycle."""
+        self.at = f"seed {self.seed}, cycle {self.cycle}"
+        inputs = self.drive(ctx)
+        self.check_state(ctx, inputs)
+        self.check_cause(ctx, inputs)
+        self.check_load(ctx, inputs)
+        self.check_fetch(ctx, inputs)
+        self.check_select(ctx, inputs)
+        self.check_results(ctx, inputs)
+        self.follow_errors(ctx, inputs)
+        if self.all:
+            self.check_progress()
+        if inputs["taken"]:
+            job = self.sent.popleft()
+            job.taken = self.cycle
+            self.all.append(job)
+            self.commands += job.loads(self.context(job), self.dut.bus_bytes)
+            self.offering = False
+        self.cycle += 1
         await ctx.tick()
-        ctx.set(signal, 0)
 
-    async def bench(ctx):
-        await pulse(ctx, dut.start)
-        await pulse(ctx, dut.fetch.ready)
-        raw = pack_descriptor(**BASE)
-        for at in range(0, DESCRIPTOR_BYTES, 8):
-            word = int.from_bytes(raw[at : at + 8], "little")
-            ctx.set(dut.descriptor_beat, {"valid": 1, "data": word})
-            ctx.set(dut.loaded, int(at == DESCRIPTOR_BYTES - 8))
-            await ctx.tick()
-        ctx.set(dut.descriptor_beat, {"valid": 0})
-        ctx.set(dut.loaded, 0)
-        ctx.set(dut.fetch_busy, 1)
-        ctx.set(dut.fetch.ready, 1)
-        for phase in (Phase.QUERIES, Phase.CHUNKS):
-            while not ctx.get(dut.fetch.valid):
-                await ctx.tick()
-            assert ctx.get(dut.fetch.payload) == phase
-            await ctx.tick()
-        for n_loaded in range(3):
-            for bits in range(1 << len(NAMES)):
-                values = [bits >> index & 1 for index in range(len(NAMES))]
-                for name, value in zip(NAMES, values, strict=True):
-                    ctx.set(getattr(dut, name), value)
-                expected = cause_of(*values, n_loaded == 2)
-                assert ctx.get(dut.cause) == expected
-                assert ctx.get(dut.queries_loaded) == (n_loaded == 2)
-                met.add(expected)
-                await ctx.tick()
-            await pulse(ctx, dut.loaded)
+    def drive(self, ctx):
+        """Set the inputs; return what they say and which transfers they make."""
+        dut, rng = self.dut, self.rng
+        got = {}
+        if not self.offering and self.sent and self.may("frontend"):
+            self.offering = True
+            ctx.set(Value.cast(dut.job.payload), self.sent[0].bits())
+        ctx.set(dut.job.valid, self.offering)
+        got["job_valid"] = self.offering
+        got["frontend_busy"] = rng.randrange(2)
+        ctx.set(dut.frontend_busy, got["frontend_busy"])
+        ctx.set(dut.timeout, self.timeout)
+        got["taken"] = self.offering and ctx.get(dut.job.ready)
+        if got["taken"]:
+            assert len(self.held) < dut.n_contexts, self.at
 
-    simulate(dut, bench)
-    assert met == set(Cause) - {Cause.SELECT, Cause.FINISH}
+        # Loads answer in order; descriptors come in between.
+        loaded = None
+        if self.loads and self.may("loads"):
+            loaded = self.loads.popleft()
+            if loaded[0] == Target.QUERIES:
+                loaded[1].loaded = self.cycle
+        elif rng.random() < 0.1:
+            loaded = (Target.DESCRIPTOR, rng.randrange(dut.n_contexts))
+        ctx.set(dut.loaded.valid, loaded is not None)
+        if loaded is not None:
+            target, job = loaded
+            context = job if target == Target.DESCRIPTOR else self.context(job)
+            ctx.set(dut.loaded, {"valid": 1, "target": target, "context": context})
+        got["load_ready"] = self.may("load_cmd")
+        ctx.set(dut.load_cmd.ready, got["load_ready"])
+
+        self.drive_fetch(ctx, got)
+
+        got["select_ready"] = self.selecting is None and self.may("select")
+        ctx.set(dut.select.ready, got["select_ready"])
+        got["selected"] = self.selecting is not None and self.may("selector")
+        ctx.set(dut.selected, got["selected"])
+
+        # Results: one job at a time, released, then completed.
+        got["results_busy"] = self.ending is not None
+        got["results_ready"] = self.ending is None and self.may("results")
+        ending = self.ending
+        got["recording"] = ending is not None and ending.released != NEVER
+        got["released"] = ending is not None and not got["recording"] and self.may("release")
+        got["completed"] = got["recording"] and self.may("complete")
+        ctx.set(dut.results_busy, got["results_busy"])
+        ctx.set(dut.results.ready, got["results_ready"])
+        ctx.set(dut.released, got["released"])
+        ctx.set(dut.completed, got["completed"])
+
+        got["errors"] = []
+        for port in range(N_ERRORS):
+            event = {
+                "valid": rng.random() < self.error,
+                "context": rng.randrange(dut.n_contexts),
+                "code": rng.choice((ErrorCode.READ, ErrorCode.CHECKSUM)),
+                "addr": rng.getrandbits(64),
+            }
+            ctx.set(dut.errors[port], event)
+            got["errors"].append(event)
+        for name in ("score_active", "stalled_query", "stalled_softmax"):
+            got[name] = rng.randrange(2)
+            ctx.set(getattr(dut, name), got[name])
+        return got
+
+    def drive_fetch(self, ctx, got):
+        """Allocate slots for representatives and chunks; use them in order."""
+        dut, rng = self.dut, self.rng
+        sides = [side for side in (self.reps, self.chunks) if side is not None and side[1]]
+        allocated = None
+        if sides and len(self.slots) < N_SLOTS and self.may("fetch"):
+            side = allocated = rng.choice(sides)
+            side[1] = 0 if side[0].failed else side[1] - 1
+            side[2] = self.cycle
+            self.slots.append((side is self.reps, side[0], side[1] == 0))
+        got["allocated"] = allocated is not None
+        got["allocated_rep"] = allocated is not None and allocated is self.reps
+        # The last command goes out, at least a cycle after the slot is allocated.
+        for name, side in (("route_ready", self.reps), ("attend_ready", self.chunks)):
+            issued = side is not None and side[1] == 0 and self.cycle >= side[2] + 2
+            got[name] = issued and self.may("fetch")
+        got["none"] = self.chunks is not None and self.chunks[1] is None
+        got["attend_ready"] |= got["none"]
+        ctx.set(dut.allocated, {
+            "valid": got["allocated"], "representative": got["allocated_rep"]
+        })  # fmt: skip
+        ctx.set(dut.none, got["none"])
+        ctx.set(dut.route.ready, got["route_ready"])
+        ctx.set(dut.attend.ready, got["attend_ready"])
+
+        got["score_done"] = got["rep_done"] = False
+        head = self.slots[0] if self.slots else None
+        fresh = head is not None and got["allocated"] and len(self.slots) == 1
+        if head is not None and not fresh and self.is_ready(head[1]) and self.may("score"):
+            self.slots.popleft()
+            representative, job, last = head
+            got["score_done"], got["rep_done"] = True, representative
+            if last and representative:
+                job.scored = self.cycle
+            elif last:
+                self.merges.append(job)
+        ctx.set(dut.score_done, {"valid": got["score_done"], "representative": got["rep_done"]})
+
+        merged = None
+        if self.merges and self.merges[0].fetched != NEVER and self.may("merge"):
+            merged = self.merges.popleft()
+            merged.attended = self.cycle
+        got["merged"] = merged
+        ctx.set(dut.merged, {
+            "valid": merged is not None,
+            "context": self.context(merged) if merged else rng.randrange(dut.n_contexts),
+        })  # fmt: skip
+
+    def check_state(self, ctx, got):
+        """Which jobs are under way, and which have failed."""
+        dut = self.dut
+        held = self.held
+        self.most = max(self.most, len(held))
+        assert ctx.get(dut.n_jobs) == len(held) <= dut.n_contexts, self.at
+        idle = not held and not got["results_busy"]
+        got["idle"] = idle
+        assert ctx.get(dut.idle_jobs) == idle, self.at
+        busy = not idle or got["frontend_busy"] or got["job_valid"]
+        assert ctx.get(dut.busy) == busy, self.at
+        failed = ctx.get(dut.failed)
+        n_rows = ctx.get(dut.n_rows.as_value())
+        for job in held:
+            context = self.context(job)
+            assert failed >> context & 1 == job.failed, f"{self.at}, job {job.number}"
+            if job.works:
+                got_rows = n_rows >> (context * len(dut.n_rows[0])) & (2 * MAX_ROWS - 1)
+                assert got_rows == job.fields["n_rows"], self.at
+
+    def check_cause(self, ctx, got):
+        """Compare the cycle's cause, in the order in which causes count."""
+        dut = self.dut
+        held = self.held
+        loading = any(not ctx.get(dut.ready) >> self.context(job) & 1 for job in held)
+        selecting = any(job.routed != NEVER and job.selected == NEVER for job in held)
+        reading = ctx.get(dut.route.valid) or ctx.get(dut.attend.valid)
+        if got["score_active"]:
+            expected = {Cause.SCORE_ACTIVE}
+        elif self.pending and got["stalled_softmax"]:
+            expected = {Cause.SOFTMAX}
+        elif self.pending and got["stalled_query"]:
+            expected = {Cause.LOAD if loading else Cause.QUERY}
+        elif self.pending or reading:
+            expected = {Cause.MEMORY}
+        elif selecting:
+            expected = {Cause.SELECT}
+        elif loading or (got["frontend_busy"] and not got["job_valid"]):
+            expected = {Cause.LOAD}
+        elif any(job.fetched != NEVER and not self.is_attended(job) for job in held):
+            expected = {Cause.DRAIN}
+        elif all(self.is_attended(job) if job.attends else job.handed_on != NEVER for job in held):
+            expected = {Cause.FINISH}
+        else:
+            expected = {Cause.DRAIN, Cause.FINISH}  # between two stages
+        cause = ctx.get(dut.cause)
+        assert cause in expected, f"{self.at}: {cause}, not {expected}"
+        if not got["idle"]:
+            self.causes.append(cause)
+        self.pending += got["allocated"] - got["score_done"]
+        self.pending_reps += got["allocated_rep"] - got["rep_done"]
+
+    def is_attended(self, job):
+        return job.attended < self.cycle
+
+    def check_load(self, ctx, got):
+        """Load commands, cleared rows, ready."""
+        dut = self.dut
+        if ctx.get(dut.load_cmd.valid) and got["load_ready"]:
+            assert self.commands, self.at
+            names = ("target", "addr", "n_beats", "context")
+            command = ctx.get(dut.load_cmd.payload)
+            expected = self.commands.popleft()
+            assert tuple(getattr(command, name) for name in names) == expected, self.at
+            job = next(job for job in self.held if self.context(job) == expected[3])
+            older = [other for other in self.held if other.number < job.number]
+            assert all(self.is_ready(other) for other in older), f"{self.at}: loads of two jobs"
+            assert ctx.get(dut.load_context) == expected[3], self.at
+            self.loads.append((expected[0], job))
+            if expected[0] == Target.QUERIES:
+                job.requested = self.cycle
+        clear = fields(ctx, dut.clear, ("valid", "row"))
+        if clear["valid"]:
+            context, row = divmod(clear["row"], MAX_ROWS)
+            job = next((job for job in self.held if self.context(job) == context), None)
+            assert job is not None, f"{self.at}: {clear}"
+            assert job.works, f"{self.at}: {clear}"
+            assert job.ready == NEVER, f"{self.at}: {clear}"
+            assert row == job.n_cleared < job.fields["n_rows"], f"{self.at}: {clear}"
+            job.n_cleared += 1
+            if job.n_cleared == job.fields["n_rows"]:
+                job.cleared = self.cycle
+        ready = ctx.get(dut.ready)
+        for job in self.held:
+            is_ready = ready >> self.context(job) & 1
+            assert is_ready or job.ready == NEVER, f"{self.at}: ready does not stay"
+            if is_ready and job.ready == NEVER:
+                job.ready = self.cycle - 1
+                if job.works:
+                    # The pulse, and the last row, are at least a cycle ago.
+                    assert job.loaded < self.cycle, self.at
+                    assert job.cleared < self.cycle, self.at
+        free = set(range(dut.n_contexts)) - {self.context(job) for job in self.held}
+        assert not any(ready >> context & 1 for context in free), self.at
+
+    def same_job(self, ctx, payload, job):
+        assert ctx.get(Value.cast(payload.descriptor)) == job.descriptor, self.at
+        assert ctx.get(payload.context) == self.context(job), self.at
+        assert ctx.get(payload.rep_shift) == job.rep_shift, self.at
+
+    def check_fetch(self, ctx, got):
+        """See that representatives and chunks are of the right job, and not read too early."""
+        dut = self.dut
+        if ctx.get(dut.route.valid) and self.reps is None:
+            job = next(job for job in self.all if job.selects and job.routed == NEVER)
+            self.same_job(ctx, dut.route.payload, job)
+            assert job.requested != NEVER, self.at
+            older = [other for other in self.held if other.number < job.number]
+            # Slots that the score array does not take must not be ahead of those of another job.
+            waits = any(other.attends and not self.is_attended(other) for other in older)
+            assert self.is_ready(job) or not waits, f"{self.at}: representatives too early"
+            self.reps = [job, self.rng.randrange(1, 5), self.cycle]
+        elif got["route_ready"]:
+            assert ctx.get(dut.route.valid), self.at
+            self.reps[0].routed = self.cycle
+            self.reps = None
+
+        if ctx.get(dut.attend.valid) and self.chunks is None:
+            job = next(job for job in self.all if job.attends and job.fetched == NEVER)
+            self.same_job(ctx, dut.attend.payload, job)
+            assert ctx.get(dut.attend_context) == self.context(job), self.at
+            if job.kind == "all":
+                assert job.requested != NEVER, self.at
+            elif job.kind == "explicit":
+                assert self.is_ready(job), self.at
+            else:
+                assert job.selected < self.cycle, self.at
+            n_slots = self.rng.randrange(1, 5)
+            if job.kind != "all" and self.rng.random() < 0.3:
+                n_slots = None
+            self.chunks = [job, n_slots, self.cycle]
+        elif got["attend_ready"]:
+            assert ctx.get(dut.attend.valid), self.at
+            job = self.chunks[0]
+            job.fetched = self.cycle
+            if got["none"]:
+                job.attended = self.cycle
+            self.chunks = None
+
+    def check_select(self, ctx, got):
+        """See that chunks are selected when all representatives are scored."""
+        dut = self.dut
+        job = next((job for job in self.held if job.selects and job.selected == NEVER), None)
+        under_way = job is not None and (job.routed != NEVER or ctx.get(dut.route.valid))
+        if under_way:
+            assert ctx.get(Value.cast(dut.route_job)) == job.descriptor, self.at
+            assert ctx.get(dut.rep_shift) == job.rep_shift, self.at
+            assert ctx.get(dut.select_context) == self.context(job), self.at
+        if ctx.get(dut.select.valid):
+            assert job.routed < self.cycle, self.at
+            assert not self.pending_reps, self.at
+            assert self.selecting is None, self.at
+            assert self.cycle > job.scored + FLUSH, f"{self.at}: keys are on their way"
+            if got["select_ready"]:
+                names = ("n_rows", "n_chunks", "k", "keep_first", "keep_last", "group")
+                assert fields(ctx, dut.select.payload, names) == {
+                    name: job.fields[name] for name in names
+                }, self.at
+                self.selecting = job
+        if got["selected"]:
+            self.selecting.selected = self.cycle
+            self.selecting = None
+
+    def check_results(self, ctx, got):
+        """Results of the oldest job, once it is attended and ready; its code until the release."""
+        dut = self.dut
+        held = self.held
+        valid = ctx.get(dut.results.valid)
+        job = held[0] if held else None
+        if job is not None:
+            assert ctx.get(dut.results_context) == self.context(job), self.at
+            assert ctx.get(dut.result_code) == job.code, self.at
+            addr = ctx.get(dut.result_error_addr)
+            assert not job.failed or addr == job.error_addr, self.at
+        if job is not None and job.attends and job.handed_on == NEVER:
+            assert valid == (self.is_ready(job) and self.is_attended(job)), self.at
+        if valid:
+            assert job is not None, self.at
+            assert job.handed_on == NEVER, self.at
+            assert self.is_ready(job), self.at
+            if job.selects:
+                assert job.selected < self.cycle, self.at
+            if got["results_ready"]:
+                payload = dut.results.payload
+                assert ctx.get(Value.cast(payload.descriptor)) == job.descriptor, self.at
+                names = ("context", "attend", "select", "sequence", "completion_addr")
+                assert fields(ctx, payload, names) == {
+                    "context": self.context(job),
+                    "attend": job.attends,
+                    "select": job.works and job.fields["write_selection"] == 1,
+                    "sequence": job.number + 1,
+                    "completion_addr": job.completion_addr,
+                }, self.at
+                job.handed_on = self.cycle
+                self.ending = job
+        if got["completed"]:
+            self.ending.completed = self.cycle
+            self.ending = None
+
+    def follow_errors(self, ctx, got):
+        """Keep the first error of each job; the job that is late is the one that is next."""
+        late = self.timeout and self.interval >= self.timeout
+        held = self.held
+        for job in held:
+            if job.failed:
+                continue
+            for event in got["errors"]:
+                if event["valid"] and event["context"] == self.context(job):
+                    job.code, job.error_addr = event["code"], event["addr"]
+                    break
+            else:
+                if late and job is held[0] and not got["recording"]:
+                    job.code = ErrorCode.TIMEOUT
+        if got["released"]:
+            self.ending.released = self.cycle
+        self.interval = 0 if got["completed"] or got["idle"] else self.interval + 1
+
+    def check_progress(self):
+        """See that what depends on the sequencer alone does not wait."""
+        job = self.held[0] if self.held else None
+        if job is not None and job.ready == NEVER:
+            assert self.cycle < max(job.loaded, job.cleared) + 3, f"{self.at}: not ready"
+
+    async def run(self, ctx, kinds):
+        """Send jobs of ``kinds``; run until all are complete."""
+        number = len(self.all) + len(self.sent)
+        self.sent += [Job(self.rng, kind, number + index) for index, kind in enumerate(kinds)]
+        while self.sent or self.held or self.ending:
+            await self.step(ctx)
 
 
-def test_jobs_follow_each_other():
-    jobs = [ROUTED, {**BASE, "opcode": 7}, EXPLICIT, BASE, {**BASE, "n_rows": 0}, ROUTED]
-    results = run_jobs(jobs)
-    errors = [seen["error"] for seen in results]
-    bad = ErrorCode.DESCRIPTOR
-    assert errors == [ErrorCode.NONE, bad, ErrorCode.NONE, ErrorCode.NONE, bad, ErrorCode.NONE]
-    for fields, seen in zip(jobs, results, strict=True):
-        legal = seen["error"] == ErrorCode.NONE
-        assert seen["phases"] == (JOB_PHASES[fields["selection"]] if legal else [Phase.DESCRIPTOR])
+def run_world(dut, world, bench, cycles=60_000):
+    monitors = [
+        check_hold(port) for port in (dut.load_cmd, dut.route, dut.attend, dut.select, dut.results)
+    ]
+    simulate(dut, bench, monitors=monitors, cycles=cycles)
+    jobs = world.all
+    assert all(job.completed != NEVER for job in jobs)
+    for job in jobs:
+        assert (job.requested != NEVER) == job.works
+        assert (job.routed != NEVER) == (job.selected != NEVER) == job.selects
+        assert (job.fetched != NEVER) == job.attends
+    return jobs
 
 
 @pytest.mark.parametrize(
-    ("errors", "code"),
+    ("n_contexts", "bus_bytes", "pace", "error"),
     [
-        ({"read_error": 1}, ErrorCode.READ),
-        ({"write_error": 1}, ErrorCode.WRITE),
-        ({"read_error": 1, "write_error": 1}, ErrorCode.READ),
+        (2, 8, 0.3, 0.0),
+        (2, 64, 0.1, 0.01),
+        (4, 16, 0.5, 0.005),
+        (4, 32, 1.0, 0.0),
+        (4, 8, 0.2, 0.1),
     ],
 )
-def test_bus_errors(errors, code):
-    (seen,) = run_jobs([BASE], **errors)
-    assert (seen["error"], seen["results"], seen["done"]) == (code, 1, 1)
-
-
-ILLEGAL = {
-    "opcode 0": {**BASE, "opcode": 0},
-    "opcode 2": {**BASE, "opcode": 2},
-    "selection 3": {**BASE, "selection": 3},
-    "selection 255": {**BASE, "selection": 255},
-    "router": {**ROUTED, "router": max(Router) + 1},
-    "router unused": {**BASE, "router": 255},
-    "no rows": {**BASE, "n_rows": 0},
-    "rows": {**BASE, "n_rows": MAX_ROWS + 1},
-    "rows, high bits": {**BASE, "n_rows": 0x8001},
-    "no tokens": {**BASE, "n_tokens": 0},
-    "tokens": {
-        **BASE, "n_tokens": MAX_TOKENS + 1, "n_chunks": 2, "chunk_tokens": MAX_TOKENS,
-    },
-    "no chunks": {**BASE, "n_chunks": 0},
-    "chunks, routed": {
-        **ROUTED, "n_chunks": MAX_CHUNKS + 1, "n_tokens": 16 * (MAX_CHUNKS + 1), "chunk_tokens": 16,
-    },
-    "chunks, explicit": {
-        **EXPLICIT, "n_chunks": MAX_CHUNKS + 1, "n_tokens": 16 * MAX_CHUNKS + 1, "chunk_tokens": 16,
-    },
-    "chunks, all": {**BASE, "n_chunks": MAX_TOKENS // 16 + 1, "n_tokens": 1 << 20},
-    "chunks, high bits": {**BASE, "n_chunks": 4 + (1 << 31)},
-    "no chunk tokens": {**BASE, "chunk_tokens": 0},
-    "chunk tokens": {
-        **BASE, "chunk_tokens": MAX_TOKENS + 16, "n_chunks": 1, "n_tokens": 100,
-    },
-    "chunk multiple": {**BASE, "chunk_tokens": 40},
-    "one token too many": {**BASE, "n_tokens": 4 * 48 + 1},
-    "last chunk empty": {**BASE, "n_tokens": 3 * 48},
-    "one chunk empty": {**BASE, "n_chunks": 10},
-    "write_selection, all": {**BASE, "write_selection": 1},
-    "write_selection, explicit": {**EXPLICIT, "write_selection": 1},
-    "rep_rows 0": {**ROUTED, "rep_rows": 0},
-    "rep_rows 3": {**ROUTED, "rep_rows": 3},
-    "rep_rows 64": {**ROUTED, "rep_rows": 2 * BUFFER_TOKENS},
-    "rep_rows 1, pairs": {**ROUTED, "router": Router.MINMAX, "rep_rows": 1},
-    "group 0": {**ROUTED, "group": 0},
-    "group 4 of 6": {**ROUTED, "group": 4},
-    "group 7 of 6": {**ROUTED, "group": 7},
-    "group, high bits": {**ROUTED, "group": 0x8003},
-    **{f"{name} + {step}": {**ROUTED, name: ROUTED[name] + step} for name in ADDRESSES
-       for step in (1, 32)},
-}  # fmt: skip
-LEGAL = {
-    "one of all": {
-        **BASE, "n_rows": 1, "n_tokens": 1, "n_chunks": 1, "chunk_tokens": 16,
-    },
-    "largest": {
-        **BASE, "n_rows": MAX_ROWS, "n_tokens": MAX_TOKENS, "n_chunks": MAX_TOKENS // 16,
-        "chunk_tokens": 16,
-    },
-    "one large chunk": {
-        **BASE, "n_tokens": MAX_TOKENS, "n_chunks": 1, "chunk_tokens": MAX_TOKENS,
-    },
-    "last chunk full": {**BASE, "n_tokens": 4 * 48},
-    "last chunk of one": {**BASE, "n_tokens": 3 * 48 + 1},
-    "most chunks": {
-        **ROUTED, "n_chunks": MAX_CHUNKS, "n_tokens": 16 * MAX_CHUNKS, "chunk_tokens": 16,
-    },
-    "rep_rows 1": {**ROUTED, "rep_rows": 1},
-    "rep_rows 32": {**ROUTED, "rep_rows": BUFFER_TOKENS},
-    "pairs": {**ROUTED, "router": Router.MINMAX, "rep_rows": 2},
-    "group 1": {**ROUTED, "group": 1},
-    "group 6 of 6": {**ROUTED, "group": 6},
-    "no k": {**ROUTED, "k": 0},
-    "unused fields": {**BASE, "group": 5, "rep_rows": 3, "k": 9, "keep_first": 3, "keep_last": 9},
-    "routed, group unused": {**EXPLICIT, "group": 5, "rep_rows": 3},
-}  # fmt: skip
-
-
-def test_illegal_descriptors():
-    results = run_jobs(list(ILLEGAL.values()))
-    for name, seen in zip(ILLEGAL, results, strict=True):
-        assert seen["done"] == 1, name
-        assert seen["error"] == ErrorCode.DESCRIPTOR, name
-        assert seen["phases"] == [Phase.DESCRIPTOR], name
-        assert seen["results"] == 0, name
-
-
-def test_legal_limits():
-    results = run_jobs(list(LEGAL.values()))
-    for (name, fields), seen in zip(LEGAL.items(), results, strict=True):
-        assert seen["done"] == 1, name
-        assert seen["error"] == ErrorCode.NONE, name
-        assert seen["phases"] == JOB_PHASES[fields["selection"]], name
-
-
-def test_rep_shift():
-    dut = sequencer()
-    shifts = []
+def test_random_jobs(n_contexts, bus_bytes, pace, error):
+    seed = 10 * n_contexts + bus_bytes
+    dut = sequencer(n_contexts, bus_bytes)
+    world = World(dut, seed=seed, pace=pace, error=error)
+    kinds = random.Random(seed).choices(KINDS, k=40)
+    if bus_bytes == 8:  # every kind follows every kind
+        kinds = [kind for pair in itertools.product(KINDS, KINDS) for kind in pair]
 
     async def bench(ctx):
-        for shift in range(6):
-            await Unit(dut).run(ctx, {**ROUTED, "rep_rows": 1 << shift})
-            shifts.append(ctx.get(dut.rep_shift))
+        await world.run(ctx, kinds)
 
-    simulate(dut, bench)
-    assert shifts == list(range(6))
+    jobs = run_world(dut, world, bench)
+    assert world.most == n_contexts
+    failed = {job.code for job in jobs if not job.refused}
+    assert failed >= ({ErrorCode.NONE, ErrorCode.READ, ErrorCode.CHECKSUM} if error else set())
+    if not error:
+        assert failed == {ErrorCode.NONE}
+        assert set(world.causes) >= set(Cause) - {Cause.QUERY}
+        assert Cause.QUERY in world.causes or pace > 0.9
 
 
-def test_start_is_ignored_while_busy():
-    dut = sequencer()
+@pytest.mark.parametrize(("n_contexts", "timeout"), [(2, 30), (4, 25), (2, 1)])
+def test_time_limit(n_contexts, timeout):
+    """Counted from the last completion, or from idle; the oldest job that is not released fails."""
+    dut = sequencer(n_contexts)
+    world = World(dut, seed=n_contexts, pace=0.3, error=0.002, timeout=timeout)
+    kinds = random.Random(n_contexts).choices(KINDS, k=40)
 
     async def bench(ctx):
-        ctx.set(dut.start, 1)
-        assert ctx.get(dut.clear_errors) == 1
-        for _ in range(5):
-            await ctx.tick()
-            assert ctx.get(dut.busy) == 1
-            assert ctx.get(dut.clear_errors) == 0
-        ctx.set(dut.start, 0)
+        await world.run(ctx, kinds)
 
-    simulate(dut, bench)
+    jobs = run_world(dut, world, bench)
+    codes = [job.code for job in jobs if not job.refused]
+    assert codes.count(ErrorCode.TIMEOUT) > 5
+    # With a limit of a cycle a job is in time only when its error came before.
+    assert ErrorCode.NONE in codes or timeout == 1
 
 
-def test_descriptor_read_error():
-    """A descriptor that came back with an error is not judged, and nothing else is fetched."""
-    (seen,) = run_jobs([BASE], bad_descriptor=1)
-    assert seen["error"] == ErrorCode.READ
-    assert seen["phases"] == [Phase.DESCRIPTOR]
-    assert (seen["results"], seen["done"], seen["cleared"]) == (0, 1, [])
+@pytest.mark.parametrize(("timeout", "kind"), [(0, "all"), (100, "all"), (100, "fence")])
+def test_time_from_idle(timeout, kind):
+    """Time stands still while no job is here; an idle frontend does not count."""
+    dut = sequencer()
+    world = World(dut, seed=7, pace=1.0, timeout=timeout)
+
+    async def bench(ctx):
+        for _ in range(200):
+            await world.step(ctx)
+        world.hung |= {"loads", "results"}
+        world.sent.append(Job(world.rng, kind, 0))
+        while not world.all:
+            await world.step(ctx)
+        (job,) = world.all
+        for _ in range(timeout + 1 if timeout else 500):
+            assert not job.failed
+            await world.step(ctx)
+        assert job.code == (ErrorCode.TIMEOUT if timeout else ErrorCode.NONE)
+        world.hung.clear()
+        world.timeout = 0
+        await world.run(ctx, ["top_k"])
+
+    jobs = run_world(dut, world, bench)
+    assert jobs[1].code == ErrorCode.NONE
+
+
+def test_late_job_does_not_fail_the_next_one():
+    """While the record of a job that was late is written, the time is still that job's."""
+    dut = sequencer()
+    world = World(dut, seed=8, pace=1.0, timeout=200)
+
+    async def bench(ctx):
+        world.hung |= {"loads", "complete"}
+        world.sent += [Job(world.rng, "all", 0), Job(world.rng, "all", 1)]
+        while not (world.all and world.all[0].failed):
+            await world.step(ctx)
+        world.hung.remove("loads")
+        for _ in range(300):
+            await world.step(ctx)
+        assert world.all[0].released != NEVER
+        assert len(world.all) == 2
+        world.hung.clear()
+        await world.run(ctx, [])
+
+    jobs = run_world(dut, world, bench)
+    assert [job.code for job in jobs] == [ErrorCode.TIMEOUT, ErrorCode.NONE]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_waits_of_a_job_alone(kind):
+    """Cycles that the sequencer itself adds between the answers of its neighbours."""
+    dut = sequencer()
+    world = World(dut, seed=9, pace=1.0)
+    streams = ("load_cmd", "route", "select", "attend", "results")
+    first = {}
+
+    async def bench(ctx):
+        job = Job(world.rng, kind, 0)
+        if job.works:
+            job.fields["n_rows"] = 9
+        world.sent.append(job)
+        while world.sent or world.held or world.ending:
+            for name in (*streams, "clear"):
+                if ctx.get(getattr(dut, name).valid):
+                    first.setdefault(name, world.cycle)
+            await world.step(ctx)
+
+    (job,) = run_world(dut, world, bench)
+    expected = {}
+    if job.works:
+        expected |= {"load_cmd": job.taken + 2, "clear": job.taken + 2}
+        assert job.ready == job.cleared + 1  # the queries were there before
+        assert job.cleared == first["clear"] + 8
+    else:
+        assert job.ready == job.taken + 1
+        expected["results"] = job.taken + 4
+    if job.selects:
+        expected["route"] = job.requested + 3
+        expected["select"] = job.scored + FLUSH + 2
+    if job.attends:
+        expected["attend"] = {
+            "all": job.requested + 4, "explicit": job.ready + 3
+        }.get(kind, job.selected + 2)  # fmt: skip
+        expected["results"] = max(job.attended, job.ready) + 1
+    elif job.selects:
+        expected["results"] = job.selected + 2
+    assert first == expected
+
+
+@pytest.mark.parametrize("bus_bytes", [8, 16, 32, 64])
+def test_converts(bus_bytes):
+    rtlil.convert(sequencer(4, bus_bytes))
+    rtlil.convert(sequencer(2, bus_bytes, max_rows=1, n_errors=1))
