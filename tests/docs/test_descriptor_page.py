@@ -3,12 +3,17 @@
 import pathlib
 import re
 
-from moska.golden.layout import DESCRIPTOR, DESCRIPTOR_BYTES
-from moska.hw.control.sequencer import ErrorCode
+from moska.golden.layout import (
+    COMPLETION,
+    DESCRIPTOR,
+    DESCRIPTOR_BYTES,
+    ErrorCode,
+)
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "descriptor.md"
-FIELD = re.compile(r"^\| (\d+) \| (\d+) \| `(\w+)` \| [^|]+ \| [^|]+ \|$", re.M)
-ERROR = re.compile(r"^\| (\d+) \| `(\w+)` \| [^|]+ \| [^|]+ \| [^|]+ \|$", re.M)
+FIELD = re.compile(r"^\| (\d+) \| (\d+) \| `(\w+)` \|[^|]+\|[^|]+\|$", re.M)
+RECORD = re.compile(r"^\| (\d+) \| (\d+) \| `(\w+)` \|[^|]+\|$", re.M)
+ERROR = re.compile(r"^\| (\d+) \| `(\w+)` \|[^|]+\|[^|]+\|$", re.M)
 
 
 def test_every_field_with_offset_and_size():
@@ -17,12 +22,18 @@ def test_every_field_with_offset_and_size():
     assert listed == [(name, at, size) for name, (at, size) in DESCRIPTOR.items()]
 
 
-def test_reserved_bytes():
-    """The page names the size of a descriptor and the bytes behind its last field."""
-    end = max(at + size for at, size in DESCRIPTOR.values())
-    text = PAGE.read_text()
-    assert f"{DESCRIPTOR_BYTES} bytes, little endian" in text
-    assert f"Bytes {end} to {DESCRIPTOR_BYTES - 1} are reserved" in text
+def test_sizes():
+    """Fields fill the descriptor; the page names its size."""
+    at, size = list(DESCRIPTOR.values())[-1]
+    assert at + size == DESCRIPTOR_BYTES
+    assert f"{DESCRIPTOR_BYTES} bytes, little endian" in PAGE.read_text()
+
+
+def test_every_field_of_a_completion():
+    """The page has the fields before the counters."""
+    listed = [(name, int(at), int(size)) for at, size, name in RECORD.findall(PAGE.read_text())]
+    fields = [(name, at, size) for name, (at, size) in COMPLETION.items() if at < 32]
+    assert listed == fields
 
 
 def test_every_error_code():

@@ -45,9 +45,17 @@ def refusal(kind=ValueError, **changes):
         ({"buffer_tokens": 16}, "buffer_tokens must be a power of two from 32 to 256, not 16"),
         ({"buffer_tokens": 96}, "buffer_tokens must be a power of two from 32 to 256, not 96"),
         ({"buffer_tokens": 512}, "buffer_tokens must be a power of two from 32 to 256, not 512"),
-        ({"buffer_slots": 1}, "buffer_slots must be a power of two from 2 to 16, not 1"),
-        ({"buffer_slots": 6}, "buffer_slots must be a power of two from 2 to 16, not 6"),
-        ({"buffer_slots": 32}, "buffer_slots must be a power of two from 2 to 16, not 32"),
+        ({"buffer_slots": 1}, "buffer_slots must be a power of two from 2 to 32, not 1"),
+        ({"buffer_slots": 6}, "buffer_slots must be a power of two from 2 to 32, not 6"),
+        ({"buffer_slots": 64}, "buffer_slots must be a power of two from 2 to 32, not 64"),
+        ({"contexts": 1}, "contexts must be one of 2, 4, not 1"),
+        ({"contexts": 3}, "contexts must be one of 2, 4, not 3"),
+        ({"read_ports": 3}, "read_ports must be one of 1, 2, not 3"),
+        (
+            {"fold": 1, "query_tile": 16},
+            "select_width must be at least query_tile (16) when fold is less than query_tile, "
+            "not 8",
+        ),
         ({"select_width": 4}, "select_width must be a power of two from 8 to 64, not 4"),
         ({"select_width": 128}, "select_width must be a power of two from 8 to 64, not 128"),
         (
@@ -208,14 +216,14 @@ def test_presets():
                 "bus_bytes": 8,
                 "macs": 16,
                 "dot_width": 28,
-                "q_store_bits": 16 * (16 * 16 + 16),
+                "q_store_bits": 2 * 16 * (16 * 16 + 16),
                 "query_bank_bits": 2 * 2 * 16 * 16,
                 "kv_buffer_bits": 2 * 32 * 2 * (16 * 8 + 16),
                 "score_buffer_bits": 4 * 32 * 2 * 24,
                 "accumulator_bits": 2 * 2 * 16 * 30,
-                "state_bits": 16 * (16 * 48 + 39 + 13 + 14),
+                "state_bits": 2 * 16 * (16 * 48 + 39 + 13 + 14),
                 "key_store_bits": 16 * 16 * 16,
-                "selection_bits": 16 * 16,
+                "selection_bits": 2 * 16 * 16,
             },
         ),
         (
@@ -230,8 +238,8 @@ def test_presets():
                 "value_macs": 64,
                 "macs": 128,
                 "dot_width": 30,
-                "kv_buffer_bits": 2 * 64 * 2 * (64 * 8 + 16),
-                "state_bits": 64 * (64 * 48 + 66),
+                "kv_buffer_bits": 16 * 32 * 2 * (64 * 8 + 16),
+                "state_bits": 4 * 64 * (64 * 48 + 66),
             },
         ),
         (
@@ -274,7 +282,7 @@ def test_derived(name, derived):
 
 def test_memory_bits_is_the_sum_of_the_stores():
     config = Config.load("tiny")
-    assert config.memory_bits == 4352 + 1024 + 18432 + 6144 + 1920 + 13344 + 4096 + 256
+    assert config.memory_bits == 8704 + 1024 + 18432 + 6144 + 1920 + 26688 + 4096 + 512
     assert sorted(STORES) == sorted(
         name for name in vars(Config) if name.endswith("_bits") and name != "memory_bits"
     )
@@ -300,6 +308,8 @@ def test_shapes_fit_together_in_every_configuration():
                     "bus_width": bus_width,
                     "query_tile": query_tile,
                     "max_rows": 32,
+                    "select_width": 32,
+                    "max_chunks": 32,
                     "fold": fold,
                 }
             )
