@@ -17,7 +17,6 @@ many entries.
 """
 
 import zlib
-
 from collections.abc import Mapping
 from enum import IntEnum
 

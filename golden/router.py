@@ -80,9 +80,11 @@ def chunk_keys(
     """
     n_chunks, n_rep, head_dim = rep.shape
     if kind is Router.MINMAX:
-        high = scores(np.maximum(q, 0), q_scale, rep[:, 0], rep_scale[:, 0])
-        low = scores(np.minimum(q, 0), q_scale, rep[:, 1], rep_scale[:, 1])
-        group = (high + low)[:, :, None]
+        high, low = (
+            scores(part, q_scale, rep[:, i::2].reshape(-1, head_dim), rep_scale[:, i::2].ravel())
+            for i, part in enumerate((np.maximum(q, 0), np.minimum(q, 0)))
+        )
+        group = (high + low).reshape(len(q), n_chunks, n_rep // 2)
     else:
         flat = scores(q, q_scale, rep.reshape(-1, head_dim), rep_scale.reshape(-1))
         group = flat.reshape(len(q), n_chunks, n_rep)

@@ -598,9 +598,9 @@ class Unit(wiring.Component):
             flush_cycles=flush,
             n_errors=len(errors),
         )
-        for port, (event, code) in zip(sequencer.errors, errors, strict=True):
+        for port, (valid, event, code) in zip(sequencer.errors, errors, strict=True):
             m.d.comb += [
-                port.valid.eq(event.valid),
+                port.valid.eq(valid),
                 port.context.eq(event.context),
                 port.code.eq(code),
                 port.addr.eq(event.addr),
@@ -685,9 +685,16 @@ class Unit(wiring.Component):
         self.lists(m)
 
     def errors(self):
-        """Errors of jobs under way, the first one before the others: (event, code)."""
-        events = [(self.checksum.error, ErrorCode.CHECKSUM)]
-        return [*((load.error, ErrorCode.READ) for load in self.loads), *events]
+        """Errors of jobs under way, the first one before the others: (valid, event, code)."""
+        # A bad descriptor is the frontend's: its job has no context yet.
+        reads = [
+            (load.error.valid & (load.error.target != Target.DESCRIPTOR), load.error)
+            for load in self.loads
+        ]
+        return [
+            *((valid, event, ErrorCode.READ) for valid, event in reads),
+            (self.checksum.error.valid, self.checksum.error, ErrorCode.CHECKSUM),
+        ]
 
     def lists(self, m):
         """Connect each inverter to who uses its context."""

@@ -162,8 +162,14 @@ class Frontend(wiring.Component):
             self.job.payload.sequence.eq(ring.sequence),
             self.job.payload.completion_addr.eq(record),
             self.job.payload.code.eq(Mux(failed, ErrorCode.READ, check.code)),
-            self.job.payload.error_addr.eq(Mux(failed, failed_addr, check.error_addr)),
+            self.job.payload.error_addr.eq(check.error_addr),
         ]
+
+        # Without an error, the address is that of one that is known later: a time-out.
+        with m.If(failed):
+            m.d.comb += self.job.payload.error_addr.eq(failed_addr)
+        with m.Elif(check.code == ErrorCode.NONE):
+            m.d.comb += self.job.payload.error_addr.eq(address)
 
         # A doorbell that comes during the tests of the rings has them repeated.
         rung = Signal()

@@ -204,8 +204,15 @@ class Sequencer(wiring.Component):
         interval = Signal(32)
         expired = Signal()
         oldest = self.results_context
+        # The time of a job begins with the completion before it, not with that job's release.
+        unanswered = Signal()
+        with m.If(self.released):
+            m.d.sync += unanswered.eq(1)
+        with m.Elif(self.completed):
+            m.d.sync += unanswered.eq(0)
         m.d.comb += expired.eq(
             (self.timeout != 0)
+            & ~unanswered
             & (interval >= self.timeout)
             & self.occupied.bit_select(oldest, 1)
         )

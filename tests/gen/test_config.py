@@ -53,8 +53,10 @@ def refusal(kind=ValueError, **changes):
         ({"read_ports": 3}, "read_ports must be one of 1, 2, not 3"),
         (
             {"fold": 1, "query_tile": 16},
-            "select_width must be at least query_tile (16) when fold is less than query_tile, "
-            "not 8",
+            (
+                "select_width must be at least query_tile (16) when fold is less than "
+                "query_tile, not 8"
+            ),
         ),
         ({"select_width": 4}, "select_width must be a power of two from 8 to 64, not 4"),
         ({"select_width": 128}, "select_width must be a power of two from 8 to 64, not 128"),

@@ -96,8 +96,8 @@ class Bench:
         return low | high << 32
 
     def window(self, direction, first, last):
-        self.driver.write64(f"WINDOW_{direction}_BASE", first)
-        self.driver.write64(f"WINDOW_{direction}_LIMIT", last)
+        self.driver.write64(f"{direction}_BASE", first)
+        self.driver.write64(f"{direction}_LIMIT", last)
 
     def descriptor_address(self, placed):
         """Where the descriptor of the next job to be posted, plus ``placed``, will lie."""
@@ -274,9 +274,7 @@ def test_record_write(bench, response, timing):
         bench.device.write32(regmap.EVENT, regmap.EVENT_DONE_MASK)
         bench.device.run(MAX_CYCLES, until_interrupt=False)
     bench.check_idle()
-    assert bench.error() == (ErrorCode.WRITE, 2, record // MAX_BURST * MAX_BURST or record) or (
-        bench.error() == (ErrorCode.WRITE, 2, record)
-    )
+    assert bench.error() == (ErrorCode.WRITE, 2, record)
     assert bench.device.read32(regmap.ERRORS) == 1
     assert bench.device.read(record, COMPLETION_BYTES) == bytes(COMPLETION_BYTES)
     bench.device.clear_injections()
@@ -450,7 +448,7 @@ def test_lock(bench):
     """LOCK freezes the windows, on what they hold, until reset."""
     rng = np.random.default_rng(SEED)
     device = bench.device
-    names = [f"WINDOW_{d}_{e}" for d in ("READ", "WRITE") for e in ("BASE", "LIMIT")]
+    names = [f"{d}_{e}" for d in ("READ", "WRITE") for e in ("BASE", "LIMIT")]
     reset_values = [0, (1 << 64) - 1] * 2
     assert [bench.pair(name) for name in names] == reset_values
     end = MEMORY // 2
@@ -458,10 +456,10 @@ def test_lock(bench):
     bench.window("WRITE", 0x1000, end - 1)
     device.allow(read=(0x1000, end), write=(0x1000, end))
     locked = [bench.pair(name) for name in names]
-    device.write32(regmap.WINDOW_LOCK, 1)
-    assert device.read32(regmap.WINDOW_LOCK) == 1
-    device.write32(regmap.WINDOW_LOCK, 0)
-    assert device.read32(regmap.WINDOW_LOCK) == 1
+    device.write32(regmap.LOCK, 1)
+    assert device.read32(regmap.LOCK) == 1
+    device.write32(regmap.LOCK, 0)
+    assert device.read32(regmap.LOCK) == 1
     for name in names:
         bench.driver.write64(name, 0x1234_5678_9ABC_DEF0)
     assert [bench.pair(name) for name in names] == locked
@@ -470,11 +468,11 @@ def test_lock(bench):
 
     device.reset()
     device.allow(read=None, write=None)
-    assert device.read32(regmap.WINDOW_LOCK) == 0
+    assert device.read32(regmap.LOCK) == 0
     assert [bench.pair(name) for name in names] == reset_values
     fresh = Bench(device)
     fresh.window("WRITE", 0x1000, MEMORY - 1)
-    assert fresh.pair("WINDOW_WRITE_BASE") == 0x1000
+    assert fresh.pair("WRITE_BASE") == 0x1000
     placed = [fresh.driver.place(make(rng, kind)) for kind in ("dense", "routed")]
     check_good(fresh.run(placed), placed)
 
@@ -549,15 +547,11 @@ def test_checksum(bench, field, timing):
             places = tuple(CHECKSUM_BYTES * chunk + 4 * i for i in range(3))
         place = places[chunk]
 
-        def flip(placed, place=place):
+        def prepare(placed, place=place, chunk=chunk):
             address = placed.image.fields[field] + place
-            raw = bench.device.read(address, 1)[0] ^ 1 << int(rng.integers(8))
-            bench.device.write(address, bytes([raw]))
-
-        def prepare(placed, flip=flip, chunk=chunk):
-            flipped = placed.image.fields[field] + place
-            prepare.byte = (flipped, bench.device.read(flipped, 1))
-            flip(placed)
+            raw = bench.device.read(address, 1)
+            bench.device.write(address, bytes([raw[0] ^ 1 << int(rng.integers(8))]))
+            prepare.byte = (address, raw)
             return placed.image.fields["checksum_addr"] + CHECKSUM_BYTES * chunk
 
         def restore(placed, prepare=prepare):
@@ -620,21 +614,20 @@ def test_timeout_is_of_one_job(bench):
     """The next job's time begins with the completion, however late that is."""
     rng = np.random.default_rng(SEED)
     device, driver = bench.device, bench.driver
-    made = [make(rng, "dense"), make(rng, "dense")]
-    placed = [driver.place(job) for job in made]
-    # Completions take long: the first job releases its context well before its record is written.
-    device.timing(latency=10, stall={"b": 0.99})
+    device.timing(latency=10)
+    placed = [driver.place(make(rng, "dense")) for _ in range(3)]
     outcomes = bench.run(placed)
     check_good(outcomes, placed)
-    cycles = outcomes[0].counters["cycles"]
-    for limit in range(cycles - 200, cycles + 40, 5):
+    longest = max(outcome.counters["cycles"] for outcome in outcomes)
+    # Jobs are done in time, but their completions come much later than that.
+    device.timing(latency=10, stall={"b": 0.99})
+    late = False
+    for limit in range(longest + 50, longest + 400, 25):
         device.write32(regmap.TIMEOUT, limit)
-        placed = [driver.place(job) for job in made]
-        for outcome in bench.run(placed):
-            if outcome.error_code is ErrorCode.TIMEOUT:
-                assert outcome.counters["cycles"] >= limit
-    device.write32(regmap.TIMEOUT, 0)
-    check_good(bench.run([driver.place(made[0])]), placed[:1])
+        outcomes = bench.run(placed)
+        check_good(outcomes, placed)
+        late |= any(outcome.counters["cycles"] > limit for outcome in outcomes)
+    assert late
 
 
 def test_fence_behind_error(bench):

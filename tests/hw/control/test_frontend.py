@@ -513,6 +513,8 @@ class World:
         code, error_addr = golden_check(fields, address, self.windows)
         if any(bad):
             code, error_addr = ErrorCode.READ, address + size * bad.index(True)
+        if code is ErrorCode.NONE:
+            error_addr = address  # for an error that is known later
         record = self.completion_addr + DESCRIPTOR_BYTES * (self.model.head % self.size)
         self.model.head += 1
         self.expected.append((fields, self.model.head, record, code, error_addr))
