@@ -184,11 +184,13 @@ def attend(
 
 
 def chunk_key(q: Row, q_scale: int, rep: Matrix, rep_scale: Row, *, pairs: bool) -> int:
-    """Key of one chunk for one row, signed 16 bits. rep: (r, D); pairs: rows are (kmax, kmin)."""
+    """Key of one chunk for one row, signed 16 bits. rep: (r, D); pairs: of kmax and kmin."""
     if pairs:
-        high = score([max(x, 0) for x in q], q_scale, rep[0], rep_scale[0])
-        low = score([min(x, 0) for x in q], q_scale, rep[1], rep_scale[1])
-        best = high + low
+        best = max(
+            score([max(x, 0) for x in q], q_scale, rep[i], rep_scale[i])
+            + score([min(x, 0) for x in q], q_scale, rep[i + 1], rep_scale[i + 1])
+            for i in range(0, len(rep), 2)
+        )
     else:
         best = max(score(q, q_scale, r, scale) for r, scale in zip(rep, rep_scale, strict=True))
     return clip(best // 128, -(1 << 15), (1 << 15) - 1)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from moska.golden import oracle
 from moska.golden.formats import scale_value
 from moska.golden.router import (
     Router,
@@ -150,3 +151,28 @@ def test_invert():
         (0, [0, 2]),
         (3, [0, 1]),
     ]
+
+
+@pytest.mark.parametrize("n_rep", [2, 4, 8])
+def test_several_pairs_of_a_chunk(n_rep):
+    """The key of a chunk with several pairs of largest and smallest keys is that of the best."""
+    rng = np.random.default_rng(11)
+    q = rng.integers(-32768, 32768, (3, 16)).astype(np.int16)
+    q_scale = rng.integers(0x3000, 0x4000, 3).astype(np.uint16)
+    rep = rng.integers(-128, 128, (5, n_rep, 16)).astype(np.int8)
+    rep_scale = rng.integers(0x3000, 0x3F80, (5, n_rep)).astype(np.uint16)
+    keys = chunk_keys(q, q_scale, rep, rep_scale, Router.MINMAX)
+    for row in range(3):
+        for chunk in range(5):
+            expected = oracle.chunk_key(
+                q[row].tolist(), int(q_scale[row]), rep[chunk].tolist(),
+                rep_scale[chunk].tolist(), pairs=True,
+            )
+            assert keys[row, chunk] == expected
+    # The maximum over the pairs, one at a time.
+    single = [
+        chunk_keys(q, q_scale, rep[:, i : i + 2], rep_scale[:, i : i + 2], Router.MINMAX)
+        for i in range(0, n_rep, 2)
+    ]
+    assert (keys == np.max(single, axis=0)).all()
+    assert len(np.unique(keys)) > 1
