@@ -18,7 +18,7 @@ export OBJCACHE := ccache
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv demo test test-slow test-all formal lint docs area
+.PHONY: help check venv demo bench test test-slow test-all formal mutate coverage lint docs area
 
 help:  ## list the targets
 	@echo "Targets:"
@@ -59,6 +59,11 @@ demo: check $(STAMP)  ## simulate the unit on real work and write a report
 	@echo "==> Demo"
 	@$(BIN)/moska demo
 
+bench: check $(STAMP)  ## measure CONFIG (ulx3s) against its bound over many shapes
+	@echo "==> Benchmark of $(CONFIG), several minutes; figures and plot in build/bench"
+	@mkdir -p build/bench
+	@$(BIN)/moska bench $(CONFIG) --json build/bench/$(CONFIG).json --plot build/bench/$(CONFIG).svg
+
 test: check $(STAMP)  ## run the tests, without the slow ones
 	@$(if $(CCACHE),echo "==> ccache found: repeated simulator builds are fast",:)
 	@echo "==> Tests (without those marked slow; 'make test-all' runs them too)"
@@ -73,6 +78,14 @@ test-all: test test-slow  ## run all tests
 formal: check $(FORMAL_STAMP)  ## prove properties, and that the proofs catch seeded bugs
 	@echo "==> Proofs; traces of failures stay in build/formal"
 	@$(BIN)/python -m pytest -n $(JOBS) -m formal tests/formal
+
+mutate: check $(STAMP)  ## change the unit in 400 places, one at a time: does the suite notice?
+	@echo "==> Mutants of the smallest unit, about ten minutes; report in build/mutate"
+	@$(BIN)/python scripts/mutate.py --jobs $(JOBS)
+
+coverage: check $(STAMP)  ## count lines and toggles of the Verilog that simulation reaches
+	@echo "==> Two units that count, about twenty minutes; report in build/coverage"
+	@$(BIN)/python scripts/coverage.py
 
 lint: check $(STAMP)  ## check style (ruff) and types (mypy, golden model and host driver)
 	@echo "==> ruff"

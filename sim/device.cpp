@@ -19,6 +19,9 @@
 #include <vector>
 
 #include "Vdevice.h"
+#if VM_COVERAGE
+#include <verilated_cov.h>
+#endif
 #if VM_TRACE_FST
 #include <verilated_fst_c.h>
 using Trace = VerilatedFstC;
@@ -91,7 +94,7 @@ struct Totals {
 // What the ports of one device share.
 struct World {
     uint8_t* memory;
-    uint64_t memory_bytes;
+    uint64_t memory_base, memory_bytes;
     Random random;
     Timing timing;
     uint64_t cycle = 0;
@@ -112,8 +115,10 @@ struct World {
         violations.emplace_back(text);
     }
     bool outside(uint64_t address, uint64_t size) const {
-        return address >= memory_bytes || size > memory_bytes - address;
+        const uint64_t offset = address - memory_base;  // wraps below the base
+        return offset >= memory_bytes || size > memory_bytes - offset;
     }
+    uint8_t* at(uint64_t address) { return memory + (address - memory_base); }
     // Response for an access; counts injections that it meets.
     unsigned response(bool write, uint64_t address, uint64_t size) {
         if (outside(address, size)) return DECERR;
@@ -333,7 +338,7 @@ class ReadPort {
         pins.rid = static_cast<Id>(burst.id);
         pins.rresp = response;
         pins.rlast = burst.left == 1;
-        if (response == OKAY) memcpy(&pins.rdata, world.memory + burst.address, BUS_BYTES);
+        if (response == OKAY) memcpy(&pins.rdata, world.at(burst.address), BUS_BYTES);
         else memset(&pins.rdata, IDLE_DATA, BUS_BYTES);
         burst.address += BUS_BYTES;
         if (!--burst.left) bursts.erase(bursts.begin() + index);
@@ -501,7 +506,7 @@ class WritePort {
         pins.bid = static_cast<Id>(burst.id);
         pins.bresp = response;
         if (response == OKAY) {
-            uint8_t* to = world.memory + burst.address;
+            uint8_t* to = world.at(burst.address);
             for (const Beat& beat : burst.beats) {
                 if (beat.strobe == UINT64_MAX >> (64 - BUS_BYTES)) {
                     memcpy(to, beat.data, BUS_BYTES);
@@ -625,8 +630,9 @@ class Device {
     World world;
     Totals totals[2];
 
-    Device(uint8_t* memory, uint64_t memory_bytes, uint64_t seed, const char* trace_path)
-        : world{memory, memory_bytes, Random{seed}},
+    Device(uint8_t* memory, uint64_t memory_base, uint64_t memory_bytes, uint64_t seed,
+           const char* trace_path)
+        : world{memory, memory_base, memory_bytes, Random{seed}},
           top{&context, "TOP"},
           bucket{BUS_BYTES},
           values_bucket{Values::BUS_BYTES},
@@ -725,6 +731,16 @@ class Device {
         return response;
     }
 
+    bool write_coverage([[maybe_unused]] const char* path) {
+#if VM_COVERAGE
+        context.coveragep()->write(path);
+#endif
+        return VM_COVERAGE;
+    }
+
+    // In a unit with mutants (sim/schemata.py): which one is at work from the next cycle on.
+    bool set_mutant(unsigned number) { return set_mutant_of(top, number); }
+
     void set_tracing([[maybe_unused]] bool on) {
 #if VM_TRACE
         tracing = on && trace;
@@ -744,6 +760,15 @@ class Device {
     std::unique_ptr<Trace> trace;
     bool tracing = false;
 #endif
+
+    template <class T>
+    static bool set_mutant_of(T& top, [[maybe_unused]] unsigned number) {
+        if constexpr (requires { top.mutant; }) {
+            top.mutant = number;
+            return true;
+        }
+        return false;
+    }
 
     // Look at the outputs of the current cycle, with the inputs that the unit sees in it.
     void sample() {
@@ -792,8 +817,9 @@ Unit* unit(void* device) { return static_cast<Unit*>(device); }
 // The functions that sim/device.py calls.
 extern "C" {
 
-void* device_create(uint8_t* memory, uint64_t memory_bytes, uint64_t seed, const char* trace) {
-    return new Unit{memory, memory_bytes, seed, trace};
+void* device_create(uint8_t* memory, uint64_t memory_base, uint64_t memory_bytes, uint64_t seed,
+                    const char* trace) {
+    return new Unit{memory, memory_base, memory_bytes, seed, trace};
 }
 void device_destroy(void* device) { delete unit(device); }
 unsigned device_bus_bytes() { return Unit::BUS_BYTES; }
@@ -808,6 +834,10 @@ int device_access(void* device, int is_write, uint32_t offset, uint32_t* value) 
 uint64_t device_cycle(void* device) { return unit(device)->world.cycle; }
 int device_interrupt(void* device) { return unit(device)->interrupt(); }
 void device_trace(void* device, int on) { unit(device)->set_tracing(on); }
+int device_write_coverage(void* device, const char* path) {
+    return unit(device)->write_coverage(path);
+}
+int device_set_mutant(void* device, unsigned number) { return unit(device)->set_mutant(number); }
 
 void device_timing(void* device, uint64_t latency, uint64_t rate, const uint32_t* stall,
                    int shuffle) {

@@ -34,6 +34,7 @@ COMPILER_ARGS = ("-std=gnu++20", "-fPIC", "-w")
 # For what runs each cycle, what runs once, and Verilator's own sources.
 OPTIMIZE = "OPT_FAST=-O2 OPT_SLOW=-O0 OPT_GLOBAL=-O2"
 TRACE_ARGS = {".fst": ("--trace-fst", "--trace-structs"), ".vcd": ("--trace-vcd",)}
+COVERAGE_ARGS = ("--coverage-line", "--coverage-toggle", "--coverage-max-width", "1024")
 
 
 class DeviceError(RuntimeError):
@@ -55,7 +56,7 @@ class Totals:
 
 
 class Device(contextlib.AbstractContextManager):
-    """A simulated unit, its memory at addresses from 0 on, and the host's side of its registers.
+    """A simulated unit, its memory and the host's side of its registers.
 
     Knows the ports of the unit only. The library is built when no cached one fits; the cache is
     ``$MOSKA_CACHE``, else ``$XDG_CACHE_HOME/moska``, else ``~/.cache/moska``. The unit comes out
@@ -69,12 +70,16 @@ class Device(contextlib.AbstractContextManager):
         cache to use instead
     memory_bytes
         size of memory, a multiple of 4096; memory that is not touched costs nothing
+    base
+        first address of memory, a multiple of 4096
     seed
         of pauses and of the order of answers
     trace
         file for waves, .vcd or .fst (needs the headers of lz4 and zlib); begins with the reset
     verilog
         file with the module ``moska`` to simulate instead of generating it
+    coverage
+        count lines and toggles, for :meth:`write_coverage`; makes runs several times slower
 
     Raises
     ------
@@ -90,20 +95,26 @@ class Device(contextlib.AbstractContextManager):
         directory: pathlib.Path | None = None,
         *,
         memory_bytes: int = 1 << 26,
+        base: int = 0,
         seed: int = 0,
         trace: pathlib.Path | None = None,
         verilog: pathlib.Path | None = None,
+        coverage: bool = False,
     ):
         self._handle = None
         if memory_bytes <= 0 or memory_bytes % 4096:
             raise ValueError(f"memory_bytes must be a multiple of 4096, not {memory_bytes}")
+        if base % 4096 or not 0 <= base <= NO_LIMIT + 1 - memory_bytes:
+            raise ValueError(
+                f"base must be a multiple of 4096 with memory in 64 bits, not {base:#x}"
+            )
         suffix = None if trace is None else pathlib.Path(trace).suffix
         if suffix is not None and suffix not in TRACE_ARGS:
             raise ValueError(f"trace must be a .vcd or .fst file, not {trace}")
         self.config = config
         self.directory = pathlib.Path(directory) if directory else cache_directory()
         self.verilog = pathlib.Path(verilog) if verilog else generated(config, self.directory)
-        self.library = built(self.verilog, self.directory, trace=suffix)
+        self.library = built(self.verilog, self.directory, trace=suffix, coverage=coverage)
         self._c = _load(self.library)
         if self._c.device_bus_bytes() != config.bus_bytes:
             raise ValueError(
@@ -112,9 +123,10 @@ class Device(contextlib.AbstractContextManager):
             )
         self.ports = ("m_axi", "m_axi_v") if self._c.device_has_values() else ("m_axi",)
         self.memory = np.zeros(memory_bytes, dtype=np.uint8)
+        self.base = base
         self._traces = trace is not None
         self._handle = self._c.device_create(
-            self.memory.ctypes.data, memory_bytes, seed & NO_LIMIT,
+            self.memory.ctypes.data, base, memory_bytes, seed & NO_LIMIT,
             os.fsencode(trace) if trace else None,
         )  # fmt: skip
         self.timing()
@@ -242,12 +254,13 @@ class Device(contextlib.AbstractContextManager):
         self.memory[self._range(address, len(raw))] = np.frombuffer(raw, dtype=np.uint8)
 
     def _range(self, address, size):
-        if address < 0 or size < 0 or address + size > len(self.memory):
+        offset = address - self.base
+        if offset < 0 or size < 0 or offset + size > len(self.memory):
             raise ValueError(
-                f"memory has {len(self.memory):#x} bytes; {size} bytes at {address:#x} "
-                "are not in it"
+                f"memory has {len(self.memory):#x} bytes from {self.base:#x} on; {size} bytes at "
+                f"{address:#x} are not in it"
             )
-        return slice(address, address + size)
+        return slice(offset, offset + size)
 
     # Faults ------------------------------------------------------------------------------------
 
@@ -322,6 +335,18 @@ class Device(contextlib.AbstractContextManager):
             raise ValueError("device has no trace")
         self._c.device_trace(self._open, on)
 
+    # Coverage and mutants ----------------------------------------------------------------------
+
+    def write_coverage(self, path: pathlib.Path):
+        """Write the counts of lines and toggles since the device was made."""
+        if not self._c.device_write_coverage(self._open, os.fsencode(path)):
+            raise ValueError("device counts no coverage")
+
+    def set_mutant(self, number: int):
+        """Choose a mutant of Verilog that has them (:mod:`moska.sim.schemata`); 0: none."""
+        if not self._c.device_set_mutant(self._open, number):
+            raise ValueError(f"{self.verilog} has no mutants")
+
 
 # Library ---------------------------------------------------------------------------------------
 
@@ -335,7 +360,7 @@ def _load(path):
     library = ctypes.CDLL(str(path))
     handle, u64, u32, flag = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int
     for name, result, *arguments in (
-        ("create", handle, handle, u64, u64, ctypes.c_char_p),
+        ("create", handle, handle, u64, u64, u64, ctypes.c_char_p),
         ("destroy", None, handle),
         ("bus_bytes", u32),
         ("has_values", flag),
@@ -345,6 +370,8 @@ def _load(path):
         ("cycle", u64, handle),
         ("interrupt", flag, handle),
         ("trace", None, handle, flag),
+        ("write_coverage", flag, handle, ctypes.c_char_p),
+        ("set_mutant", flag, handle, u32),
         ("timing", None, handle, u64, u64, ctypes.POINTER(u32), flag),
         ("inject", None, handle, flag, u64, u64, u32, u64),
         ("clear_injections", None, handle),
@@ -385,7 +412,11 @@ def generated(config: Config, directory: pathlib.Path) -> pathlib.Path:
 
 
 def built(
-    verilog: pathlib.Path, directory: pathlib.Path, *, trace: str | None = None
+    verilog: pathlib.Path,
+    directory: pathlib.Path,
+    *,
+    trace: str | None = None,
+    coverage: bool = False,
 ) -> pathlib.Path:
     """Return the cached library of a Verilog file; build it when there is none.
 
@@ -397,9 +428,12 @@ def built(
         the cache
     trace
         ".vcd" or ".fst" for a library that can write such waves
+    coverage
+        for a library that counts lines and toggles
     """
     text = verilog.read_text()
-    options = (*VERILATOR_ARGS, *COMPILER_ARGS, OPTIMIZE, *TRACE_ARGS.get(trace, ()))
+    extra = (*TRACE_ARGS.get(trace, ()), *(COVERAGE_ARGS if coverage else ()))
+    options = (*VERILATOR_ARGS, *COMPILER_ARGS, OPTIMIZE, *extra)
     key = hashlib.sha256()
     for part in (
         text, SOURCE.read_text(), wrapper(text), *options, platform.machine(),
@@ -408,7 +442,7 @@ def built(
         key.update(part.encode() + b"\0")
 
     def make(scratch):
-        return _build(verilog.resolve(), wrapper(text), scratch, TRACE_ARGS.get(trace, ()))
+        return _build(verilog.resolve(), wrapper(text), scratch, extra)
 
     return _cached(directory, f"{verilog.stem.split('-')[0]}-{key.hexdigest()[:24]}.so", make)
 
@@ -450,12 +484,12 @@ def _prune(directory, pattern):
         path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
 
 
-def _build(verilog, top, scratch, trace_args):
+def _build(verilog, top, scratch, extra):
     """Verilate and compile in ``scratch``; returns the library."""
     (scratch / "device.v").write_text(top)
     library = scratch / "libdevice.so"
     command = [
-        "verilator", *VERILATOR_ARGS, *trace_args, "--exe", "--build", "-j", str(os.cpu_count()),
+        "verilator", *VERILATOR_ARGS, *extra, "--exe", "--build", "-j", str(os.cpu_count()),
         "-CFLAGS", " ".join(COMPILER_ARGS), "-LDFLAGS", "-shared",
         "-MAKEFLAGS", OPTIMIZE,
         "--Mdir", str(scratch / "obj"), "-o", str(library),
@@ -472,7 +506,7 @@ def _build(verilog, top, scratch, trace_args):
 
 PORT = re.compile(
     r"\b(?P<kind>input|output)\s+(?:wire|reg|logic)?\s*(?:\[(?P<high>\d+):0\])?\s*"
-    r"(?P<name>(?:aclk|aresetn|interrupt|(?:s_axil|m_axi|m_axi_v)_[a-z]+))\b"
+    r"(?P<name>(?:aclk|aresetn|interrupt|mutant|(?:s_axil|m_axi|m_axi_v)_[a-z]+))\b"
 )
 MODULE = re.compile(rf"^module {TOP}\b.*?^endmodule", re.M | re.S)
 

@@ -18,7 +18,6 @@ from moska.sim.shapes import Shape, make_job, same_work
 
 MEMORY_BYTES = 1 << 28
 RING_SIZE = 4  # log2; all jobs of a shape are announced at once
-LEAD_JOBS = 2  # completed before the first one that counts
 LONG_JOB = 16_384  # cycles from which on the stricter target holds
 LONG_TARGET, SHORT_TARGET = 1.05, 1.15
 CHECKED_TOKENS = 1 << 18  # rows times tokens that the golden model computes for a shape
@@ -116,6 +115,11 @@ def counted_jobs(limits: Bound, shape: Shape) -> int:
     return 4 if limits.bound < LONG_JOB else 3 if limits.bound < 4 * LONG_JOB else 2
 
 
+def job_limit(limits: Bound) -> int:
+    """Cycles after which a job counts as hung."""
+    return 20 * limits.bound + 200_000
+
+
 def steady(records: Sequence[dict[str, int]]) -> tuple[dict[str, float], int]:
     """Mean counters of jobs in steady state, and longest less shortest of their cycles.
 
@@ -166,14 +170,102 @@ def check(job: Job, selected: Bool, outcomes: Sequence[Outcome], rows: np.ndarra
         raise Mismatch(f"rows {rows.tolist()}: {text}")
 
 
+@dataclass(frozen=True)
+class Queued:
+    """What jobs back to back took."""
+
+    counters: dict[str, float]  # a job in steady state: mean of those that count
+    spread: int  # longest less shortest of their cycles
+    alone: int | None  # cycles of the first job alone, from the doorbell to the interrupt
+    runs: list[tuple[Job, Outcome]]  # all jobs that completed, the one alone first
+
+
+def lead_jobs(config: Config) -> int:
+    """Jobs that are completed before the first one that counts."""
+    return config.contexts + 1
+
+
+def queue(
+    device,
+    config: Config,
+    jobs: Sequence[Job],
+    *,
+    latency: int,
+    max_cycles: int,
+    alone: bool = True,
+) -> Queued:
+    """Run the first job alone, then all jobs announced at once, between others of their kind.
+
+    The first jobs of a queue find the unit idle. What it does ahead reaches as many jobs as are
+    under way, and the next descriptor: so many do not count. Behind the last one that counts,
+    enough others wait to keep all contexts busy, so that what is done ahead for later jobs is the
+    same at both ends of the time that is measured. They are not completed.
+
+    Parameters
+    ----------
+    device
+        device of the configuration; it is reset
+    config
+        the unit
+    jobs
+        jobs that count; those in front of them and behind them are the same ones in turn
+    latency
+        of memory, in cycles
+    max_cycles
+        limit of a job
+    alone
+        run the first job alone before
+
+    Raises
+    ------
+    Mismatch
+        when a job fails, writes behind a result, breaks a rule of the memory port, or has causes
+        that do not add up to its cycles. Results are not compared.
+    RuntimeError
+        when a job does not end.
+    """
+    lead = lead_jobs(config)
+    n_done = lead + len(jobs)
+    turn = [jobs[(index - lead) % len(jobs)] for index in range(n_done + config.contexts)]
+    if alone:
+        turn.insert(0, jobs[0])
+
+    device.reset()
+    device.timing(latency=latency, bytes_per_cycle=config.memory_bytes_per_cycle)
+    device.allow(read=None, write=None)
+    driver = RingDriver(device, ring_size=RING_SIZE, limit=MEMORY_BYTES)
+    placed = [driver.place(job) for job in turn]
+    device.allow(read=(driver.ring, driver.end), write=(driver.completions, driver.end))
+
+    alone_cycles = None
+    outcomes: list[Outcome] = []
+    if alone:
+        start = device.cycle
+        driver.post(placed[:1])
+        device.run(max_cycles)
+        alone_cycles = device.cycle - start
+        outcomes += driver.wait(1, max_cycles=max_cycles)
+    driver.post(placed[len(outcomes) :])
+    queued = driver.wait(n_done, max_cycles=max_cycles)
+    outcomes += queued
+
+    for outcome in outcomes:
+        where = f"job {outcome.record['sequence']}"
+        if outcome.error:
+            raise Mismatch(f"{where}: {outcome.error_code.name} at {outcome.error_address:#x}")
+        if outcome.overrun:
+            raise Mismatch(f"{where}: bytes behind a result were written")
+    if device.violations:
+        raise Mismatch(f"memory port: {device.violations[0]}")
+    counters, spread = steady([outcome.record for outcome in queued[lead:n_done]])
+    # Jobs behind the last one that counts may be complete too.
+    return Queued(counters, spread, alone_cycles, list(zip(turn, outcomes, strict=False)))
+
+
 def measure(
     device, config: Config, shape: Shape, *, seed: int = 1, checked: bool = True
 ) -> Measurement:
-    """Run one shape: a job alone, then several equal ones announced at once.
-
-    The first of them find the unit idle. Behind the last one that counts, enough others wait to
-    keep all contexts busy: what the unit does ahead for later jobs is the same at both ends of
-    the time that is measured. They are not completed.
+    """Run one shape: a job alone, then several equal ones announced at once (:func:`queue`).
 
     Parameters
     ----------
@@ -199,53 +291,31 @@ def measure(
     selected = job.selected()
     limits = job.bound(config, selected)
     n_counted = counted_jobs(limits, shape)
-    n_done = LEAD_JOBS + n_counted
-    max_cycles = 20 * limits.bound + 200_000
-
-    device.reset()
-    device.timing(latency=shape.latency, bytes_per_cycle=config.memory_bytes_per_cycle)
-    device.allow(read=None, write=None)
-    driver = RingDriver(device, ring_size=RING_SIZE, limit=MEMORY_BYTES)
-    placed = [driver.place(job) for _ in range(1 + n_done + config.contexts)]
-    device.allow(read=(driver.ring, driver.end), write=(driver.completions, driver.end))
-
-    alone = None
-    outcomes = []
+    queued = queue(
+        device,
+        config,
+        [job] * n_counted,
+        latency=shape.latency,
+        max_cycles=job_limit(limits),
+        alone=shape.judged,
+    )
+    outcomes = [outcome for _, outcome in queued.runs]
+    read = selected.any(axis=0)
     if shape.judged:
-        start = device.cycle
-        driver.post(placed[:1])
-        device.run(max_cycles)
-        alone = device.cycle - start
-        outcomes += driver.wait(1, max_cycles=max_cycles)
-        wanted = int(selected.any(axis=0).sum())
-        if outcomes[0].record["chunks_read"] != wanted:
-            counted = outcomes[0].record["chunks_read"]
-            raise Mismatch(f"chunks_read must be {wanted}, not {counted}")
-    driver.post(placed[1:])
-    queued = driver.wait(n_done, max_cycles=max_cycles)
-    outcomes += queued
-
-    for outcome in outcomes:
-        where = f"job {outcome.record['sequence']}"
-        if outcome.error:
-            raise Mismatch(f"{where}: {outcome.error_code.name} at {outcome.error_address:#x}")
-        if outcome.overrun:
-            raise Mismatch(f"{where}: bytes behind a result were written")
-    if device.violations:
-        raise Mismatch(f"memory port: {device.violations[0]}")
-    counters, spread = steady([outcome.record for outcome in queued[LEAD_JOBS:n_done]])
+        counted = outcomes[0].record["chunks_read"]
+        if counted != read.sum():
+            raise Mismatch(f"chunks_read must be {read.sum()}, not {counted}")
     rows = sampled_rows(shape.rows, shape.n_tokens, seed) if checked else np.arange(0)
     check(job, selected, outcomes, rows)
 
-    read = selected.any(axis=0)
     return Measurement(
         shape=shape,
         bound=limits,
         jobs=n_counted,
-        cycles=counters["cycles"],
-        spread=spread,
-        counters=counters,
-        alone=alone,
+        cycles=queued.counters["cycles"],
+        spread=queued.spread,
+        counters=queued.counters,
+        alone=queued.alone,
         rows_per_chunk=float(selected.sum() / max(1, read.sum())),
         chunks_read=int(read.sum()),
         checked_rows=len(rows),

@@ -16,27 +16,15 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from moska.gen.bound import Bound, bound
 from moska.gen.config import Config, preset_names
 from moska.golden.formats import scale_value
 from moska.golden.reference import attention, relative_error
 from moska.golden.router import Router, chunk_keys, representatives, select
 from moska.golden.unit import Result, Store
+from moska.sim.causes import CAUSES
 from moska.sim.job import Job, difference
-from moska.sim.runner import Outcome
+from moska.sim.measure import Queued
 
-# Counters that add up to the cycles of a job: meaning and colour (Okabe and Ito's palette, which
-# colour-blind readers can tell apart).
-CAUSES = {
-    "score_active": ("score array busy", "#0072B2"),
-    "stall_memory": ("waits for memory", "#E69F00"),
-    "stall_query": ("waits for a query tile", "#56B4E9"),
-    "stall_softmax": ("waits for the score buffer", "#CC79A7"),
-    "stall_select": ("waits for selection", "#009E73"),
-    "stall_load": ("loads queries", "#999999"),
-    "stall_drain": ("drains value array", "#D55E00"),
-    "stall_finish": ("writes results", "#F0E442"),
-}
 BLUE, ORANGE, GREEN, RED, INK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#1f2933"
 
 
@@ -46,6 +34,14 @@ def _yes(value: bool) -> str:
 
 def _count(value: int) -> str:
     return f"{value:,}"
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def _percent(value: float) -> str:
@@ -61,16 +57,18 @@ ROWS = (
     ("every bit as the golden model", "bit_exact", _yes),
     ("query rows", "rows", _count),
     ("tokens in the store", "tokens", _count),
-    ("chunks read / chunks in the store", "chunks_of", str),
+    ("chunks read / in the store", "chunks_of", str),
     ("unselected chunks read", "unselected_chunks_read", _count),
     ("attention mass kept", "attention_mass_kept", _percent),
-    ("cycles", "cycles", _count),
     ("bound, cycles", "bound", _count),
-    ("cycles / bound", "ratio", lambda value: f"{value:.3f}"),
     ("bound by", "limit", str),
-    ("multipliers in use", "mac_utilisation", _percent),
-    ("time at the configured clock, ms", "milliseconds", lambda value: f"{value:.2f}"),
-    ("relative error of O against float64", "rel_error_vs_float64", _small),
+    ("in a queue: cycles a job", "cycles", _rounded),
+    ("in a queue: cycles / bound", "ratio", _ratio),
+    ("in a queue: multipliers in use", "mac_utilisation", _percent),
+    ("in a queue: ms a job", "milliseconds", lambda x: f"{x:.2f}"),
+    ("alone: cycles", "alone_cycles", _count),
+    ("alone: cycles / bound", "alone_ratio", _ratio),
+    ("relative error of O", "rel_error_vs_float64", _small),
     ("largest error of LSE (base 2)", "lse_error", _small),
 )
 
@@ -115,32 +113,16 @@ def mass_curves(job: Job, q: NDArray[np.floating]) -> dict[str, NDArray[np.float
     return curves
 
 
-def job_bound(config: Config, job: Job, selected: NDArray[np.bool_]) -> Bound:
-    """Bound of a job with the chunks that its rows selected."""
-    store = job.store
-    routed = job.k is not None and job.explicit is None
-    return bound(
-        config,
-        n_rows=len(job.q),
-        chunk_tokens=store.chunk_tokens,
-        n_tokens=store.n_tokens,
-        rows_per_chunk=selected.sum(axis=0),
-        rep_rows=store.rep.shape[1] if routed and store.rep is not None else 0,
-        write_selection=routed,
-    )
-
-
-def job_difference(outcome: Outcome | None, expected: Result) -> str | None:
-    """First difference of an outcome in words, or None: errors of the unit count as one."""
-    if outcome is None or not outcome.done:
-        return "did not end"
-    if outcome.error:
-        return f"error {outcome.error_code} at {outcome.error_address:#x}"
-    return difference(outcome.result, expected)
+def queue_difference(queued: Queued, golden: dict[int, Result]) -> str | None:
+    """First difference of a queue's results in words, or None; ``golden`` by id of the job."""
+    for job, outcome in queued.runs:
+        if text := difference(outcome.result, golden[id(job)]):
+            return f"job {outcome.record['sequence']}: {text}"
+    return None
 
 
 def measure(
-    config: Config, job: Job, outcome: Outcome, expected: Result, q: NDArray[np.floating]
+    config: Config, job: Job, queued: Queued, expected: Result, q: NDArray[np.floating]
 ) -> tuple[dict, NDArray[np.float64]]:
     """Figures of a job, and log10 of the error of each element of O over its row's RMS.
 
@@ -148,35 +130,40 @@ def measure(
     the chunks that the job itself selected.
     """
     store = job.store
-    counters = {name: int(value) for name, value in outcome.counters.items()}
-    limits = job_bound(config, job, expected.selected)
+    _, alone = queued.runs[0]
+    limits = job.bound(config, expected.selected)
     o_ref, lse_ref = attention(store, q, expected.selected)
-    o = outcome.result.o.view(np.float32).astype(np.float64)
-    lse = outcome.result.lse.view(np.float32).astype(np.float64)
+    o = alone.result.o.view(np.float32).astype(np.float64)
+    lse = alone.result.lse.view(np.float32).astype(np.float64)
     kept = (chunk_mass(store, q) * expected.selected).sum(axis=1).mean()
-    cycles = counters["cycles"]
-    active = counters["score_active"] + counters["value_active"]
+    cycles = queued.counters["cycles"]
+    active = queued.counters["score_active"] + queued.counters["value_active"]
+    chunks_read = alone.counters["chunks_read"]
     figures = {
-        "bit_exact": job_difference(outcome, expected) is None,
+        "bit_exact": queue_difference(queued, {id(job): expected}) is None,
         "rows": len(job.q),
         "tokens": store.n_tokens,
         "chunks": store.n_chunks,
-        "chunks_read": counters["chunks_read"],
-        "chunks_of": f"{counters['chunks_read']} / {store.n_chunks}",
-        "unselected_chunks_read": counters["chunks_read"] - expected.chunks_read,
+        "chunks_read": chunks_read,
+        "chunks_of": f"{chunks_read} / {store.n_chunks}",
+        "unselected_chunks_read": chunks_read - expected.chunks_read,
         "rows_per_chunk_read": float(expected.selected.sum() / max(1, expected.chunks_read)),
         "cycles": cycles,
+        "spread": queued.spread,
+        "alone_cycles": queued.alone,
         "compute_bound": limits.compute,
         "memory_bound": limits.memory,
         "bound": limits.bound,
         "limit": limits.limit,
         "ratio": cycles / limits.bound,
+        "alone_ratio": queued.alone / limits.bound,
         "mac_utilisation": active / (2 * cycles),
         "milliseconds": cycles / (config.clock_mhz * 1e3),
         "rel_error_vs_float64": relative_error(o, o_ref),
         "lse_error": float(np.abs(lse - lse_ref).max()),
         "attention_mass_kept": float(kept),
-        "counters": counters,
+        "counters": queued.counters,
+        "alone_counters": alone.counters,
     }
     rms = np.sqrt((o_ref**2).mean(axis=1, keepdims=True))
     return figures, np.log10(np.maximum(np.abs(o - o_ref) / rms, 1e-9)).ravel()
@@ -185,67 +172,66 @@ def measure(
 def build(
     config: Config,
     work,
-    outcomes: Sequence[Outcome | None],
+    queues: Sequence[Queued],
     expected: Sequence[Result],
     *,
+    latency: int,
     seed: int,
 ) -> Report:
     """Compare and measure all jobs of :class:`moska.sim.demo.Work`.
 
-    Raises
-    ------
-    RuntimeError
-        when a job did not end, so that nothing can be measured.
+    ``queues`` are those of the dense job, the routed job and the single requests; ``expected``
+    are the golden model's results of ``work.jobs``; ``latency`` is that of the memory.
     """
-    names = ["dense", "routed", *(f"request {request}" for request in work.requests)]
-    differences = []
-    for name, outcome, golden in zip(names, outcomes, expected, strict=True):
-        if outcome is None or not outcome.counters.get("cycles"):
-            raise RuntimeError(f"job {name} did not end")
-        if text := job_difference(outcome, golden):
-            differences.append(f"{name}: {text}")
-
+    names = ("dense", "routed", "one by one")
+    golden = {id(job): result for job, result in zip(work.jobs, expected, strict=True)}
+    differences = [
+        f"{name}: {text}"
+        for name, queued in zip(names, queues, strict=True)
+        if (text := queue_difference(queued, golden))
+    ]
     jobs, errors = {}, {}
-    for index, job in enumerate((work.dense, work.routed)):
-        jobs[names[index]], errors[names[index]] = measure(
-            config, job, outcomes[index], expected[index], work.q
-        )
+    for name, job, queued in zip(names[:2], (work.dense, work.routed), queues[:2], strict=True):
+        jobs[name], errors[name] = measure(config, job, queued, golden[id(job)], work.q)
+    dense, routed = jobs["dense"], jobs["routed"]
 
-    singles, golden = outcomes[2:], expected[2:]
+    singles = queues[2]
     # Rows, not requests: the last request of a full job may have lost rows.
-    scale = len(work.q) / work.heads / len(singles)
-    total = sum(outcome.counters["cycles"] for outcome in singles)
-    single_bound = job_bound(config, work.gemv[0], golden[0].selected).bound
+    scale = len(work.q) / work.heads
+    limits = [job.bound(config, golden[id(job)].selected).bound for job in work.gemv]
+    single_bound = sum(limits) / len(limits)
+    cycles = singles.counters["cycles"]
     gemv = {
-        "sampled_requests": len(singles),
+        "sampled_requests": len(work.requests),
         "requests": work.requests,
         "rows_per_request": work.heads,
-        "cycles_per_request": total / len(singles),
-        "cycles_all_requests": total * scale,
-        "bound_all_requests": single_bound * len(work.q) / work.heads,
-        "gain": total * scale / jobs["dense"]["cycles"],
-        "bit_exact": all(
-            job_difference(outcome, result) is None
-            for outcome, result in zip(singles, golden, strict=True)
-        ),
-        "counters": {
-            name: sum(int(outcome.counters[name]) for outcome in singles) * scale
-            for name in CAUSES
-        },
+        "cycles_per_request": cycles,
+        "spread": singles.spread,
+        "bound_per_request": single_bound,
+        "ratio": cycles / single_bound,
+        "cycles_all_requests": cycles * scale,
+        "bound_all_requests": single_bound * scale,
+        "gain": cycles * scale / dense["cycles"],
+        "ideal_gain": single_bound * scale / dense["bound"],
+        "bit_exact": queue_difference(singles, golden) is None,
+        "counters": {name: singles.counters[name] * scale for name in CAUSES},
     }
-    interval = -(-config.bus_bytes // config.memory_bytes_per_cycle)
     figures = {
         "config": config.name,
         "parameters": config.parameters(),
         "version": metadata.version("moska"),
         "seed": seed,
-        "beat_interval": interval,
-        "memory_mb_per_second": config.bus_bytes * config.clock_mhz / interval,
+        "memory_latency": latency,
+        "memory_mb_per_second": config.memory_bytes_per_cycle * config.clock_mhz,
         "multipliers": config.macs,
         "chunk_tokens": work.dense.store.chunk_tokens,
         "k": work.routed.k,
         "jobs": jobs,
         "gemv": gemv,
+        "routing": {
+            "gain": dense["cycles"] / routed["cycles"],
+            "ideal_gain": dense["bound"] / routed["bound"],
+        },
     }
     return Report(figures, mass_curves(work.dense, work.q), errors, differences)
 
@@ -335,14 +321,21 @@ def plot_cycles(report: Report) -> str:
     """Cycles by cause, with bounds: both jobs, then the dense job against single requests."""
     figures = report.figures
     jobs, gemv = figures["jobs"], figures["gemv"]
-    bars = [(name, job["counters"], job["bound"]) for name, job in jobs.items()]
+    bars = []
+    for name, job in jobs.items():
+        bars.append((f"{name}, in a queue", job["counters"], job["bound"]))
+        bars.append((f"{name}, alone", job["alone_counters"], job["bound"]))
     single = ("one by one", gemv["counters"], gemv["bound_all_requests"])
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
-    upper, lower = figure.subplots(2)
+    figure = Figure(figsize=(7.2, 5.6), layout="constrained")
+    upper, lower = figure.subplots(2, height_ratios=(4.6, 2.4))
     _bars(upper, bars)
-    upper.set_title("Routed and dense, all rows in one job", loc="left", fontsize=10)
-    _bars(lower, [bars[0], single])
-    lower.set_title("The same dense work, one request at a time", loc="left", fontsize=10)
+    upper.set_title("All rows in one job", loc="left", fontsize=10)
+    _bars(lower, [("all rows at once", *bars[0][1:]), single])
+    lower.set_title(
+        "The dense work in a queue: all rows at once, one request at a time",
+        loc="left",
+        fontsize=10,
+    )
     lower.set_xlabel("thousands of cycles")
     present = [
         (meaning, colour)

@@ -20,8 +20,6 @@ pytestmark = pytest.mark.formal
 
 KEY_WIDTH = 2
 WIDTH = 2
-STALLS = 2  # cycles of a job in which a word waits on `o`
-WRITES = 1  # cycles of a job in which a key arrives, of a row that the job does not use
 
 
 def selector(*, max_rows, max_chunks, n_lanes=1):
@@ -144,14 +142,19 @@ def idle():
     h.check("ready", dut.start.ready)
     h.check("busy_with_word", dut.busy == dut.o.valid)
     check_held(h, "o", dut.o.valid, dut.o.ready, dut.o.payload)
+    h.cover("key_arrives", h.past(dut.keys[0].valid, "past_key"))
     return h
 
 
-def job(*, max_rows, max_chunks, longest):
-    """A job that starts in any idle state, with any keys, is right, over in time, and idle again.
+def job(*, max_rows, max_chunks, longest, rows=None, waits=2, writes=1):
+    """Prove that a job that starts in any idle state, with any keys, selects the right chunks.
 
-    Jobs of ``longest`` cycles at most, from their first. With `idle`, this holds for any number of
-    jobs one after the other, also without a cycle between them.
+    Its last word is taken ``longest`` cycles, at most, after its first cycle. It leaves an idle
+    state behind: with `idle`, what is proven holds for any number of jobs, one after the other,
+    also when one starts while the last word of the other waits.
+
+    ``rows``: of a job, at most. ``waits``: cycles of a job, at most, in which a word waits on `o`.
+    ``writes``: keys, at most, that arrive during a job.
     """
 
     def build():
@@ -167,7 +170,8 @@ def job(*, max_rows, max_chunks, longest):
         for port in (lane, o.ready):
             h.drive(port)
         job = h.constant(dut.start.payload.shape(), "job")
-        h.assume((job.n_rows <= max_rows) & (job.n_chunks <= max_chunks) & (job.n_chunks != 0))
+        h.assume((job.n_rows <= (rows or max_rows)) & (job.n_chunks <= max_chunks))
+        h.assume(job.n_chunks != 0)
         whole = Const(0, 1)
         for group in range(1, max_rows + 1):
             for n_rows in range(0, max_rows + 1, group):
@@ -219,13 +223,14 @@ def job(*, max_rows, max_chunks, longest):
         check_held(h, "o", o.valid, o.ready, o.payload)
         h.check("busy", ~began | (job.n_rows == 0) | (dut.busy == ~over))
 
-        # `o` waits, and keys arrive, a few times; no keys of rows whose words are to come.
-        stalls, writes = Signal(range(STALLS + 2)), Signal(range(WRITES + 2))
-        m.d.sync += stalls.eq(stalls + (o.valid & ~o.ready))
-        m.d.sync += writes.eq(writes + (began & lane.valid))
-        h.assume(stalls + (o.valid & ~o.ready) <= STALLS)
-        h.assume(writes + (began & lane.valid) <= WRITES)
-        h.assume(~began | ~lane.valid | (lane.row >= job.n_rows) | over)
+        # `o` waits, and keys arrive, a few times; no keys of rows whose words are to come. The
+        # rows of a group share the keys of its first, which must stay until the last word of all.
+        waited, written = Signal(range(waits + 2)), Signal(range(writes + 2))
+        waiting, writing = o.valid & ~o.ready, began & lane.valid
+        m.d.sync += [waited.eq(waited + waiting), written.eq(written + writing)]
+        h.assume((waited + waiting <= waits) & (written + writing <= writes))
+        free_row = (lane.row >= job.n_rows) | over | ((job.group == 1) & (lane.row < row))
+        h.assume(~writing | free_row)
 
         # The keys at the end of the first cycle, and what they are to lead to.
         stored = contents(h, dut, store_s1)
@@ -236,8 +241,8 @@ def job(*, max_rows, max_chunks, longest):
         with m.If(~began):
             for r in range(max_rows):
                 for c in range(max_chunks):
-                    written = lane.valid & (lane.row == r) & (lane.chunk == c)
-                    m.d.sync += kept[r][c].eq(Mux(written, offset(lane.key), stored[r][c]))
+                    hit = lane.valid & (lane.row == r) & (lane.chunk == c)
+                    m.d.sync += kept[r][c].eq(Mux(hit, offset(lane.key), stored[r][c]))
         # Any row, any chunk, and any other one.
         some_row = h.constant(range(max_rows), "some_row")
         some, other = h.constant(range(max_chunks), "some"), h.constant(range(max_chunks), "other")
@@ -267,7 +272,7 @@ def job(*, max_rows, max_chunks, longest):
         def forced(chunk):
             return (chunk < job.keep_first) | (chunk + job.keep_last >= job.n_chunks)
 
-        seen = over & (some_row < job.n_rows)
+        seen = over & ~h.past(over, "was_over") & (some_row < job.n_rows)
         exists = (some < job.n_chunks) & (other < job.n_chunks)
         prefers = seen & exists & is_selected(some) & ~is_selected(other)
         number = sum((selected[c] for c in range(max_chunks)), Const(0, 1))
@@ -279,25 +284,161 @@ def job(*, max_rows, max_chunks, longest):
         key, other_key = largest(some), largest(other)
         h.check("larger_keys_first", ~(prefers & equal) | (key >= other_key))
         h.check("lower_ids_first", ~(prefers & equal & (key == other_key)) | (some < other))
-        h.cover(
-            "group_with_ties",
-            prefers & equal & (key == other_key) & (job.group == 2) & (row == max_rows),
-        )
+        if waits:
+            h.cover("tie_broken", prefers & equal & (key == other_key))
         return h
 
     return build
 
 
 PROOFS = [
-    Proof(name="selector_keys", build=keys(1), engine="induction", depth=2, reach=12),
-    Proof(name="selector_keys_of_2_lanes", build=keys(2), engine="induction", depth=2, reach=12),
+    Proof(
+        name="selector_keys",
+        build=keys(1),
+        engine="induction",
+        depth=2,
+        reach=12,
+        bugs=(
+            Bug(
+                name="maximum_over_key",
+                owner=Selector,
+                old="store_s1.eq(store & no_key)",
+                new="store_s1.eq(store)",
+                caught_by="key_stored_0_0",
+            ),
+        ),
+    ),
+    Proof(
+        name="selector_keys_of_2_lanes",
+        build=keys(2),
+        engine="induction",
+        depth=2,
+        reach=12,
+        bugs=(
+            Bug(
+                name="keys_of_both_lanes",
+                owner=Selector,
+                old="Mux(hits[i], place, 0)",
+                new="place",
+                caught_by="key_stored_0_1",
+            ),
+        ),
+    ),
     Proof(name="selector_idle", build=idle, engine="induction", depth=2),
+    # Two rows of one word; one row of two words; then, while `o` never waits, two rows of two
+    # words, and four rows, which share three slots.
+    Proof(
+        name="selector_job_2_rows",
+        build=job(max_rows=2, max_chunks=2, longest=32),
+        engine="bmc",
+        depth=34,
+        reach=30,
+        bugs=(
+            Bug(
+                name="tie_rule_reversed",
+                owner=Selector,
+                old="(_total(pool[:j]) if j else 0) < left",
+                new="_total(pool) <= left",
+                caught_by="lower_ids_first",
+            ),
+            Bug(
+                name="threshold_not_reached_by_equal",
+                owner=Selector,
+                old="(Cat(Const(0, 1), stored[b]) >= bound)",
+                new="(Cat(Const(0, 1), stored[b]) > bound)",
+                caught_by="as_many_as_wanted",
+            ),
+            Bug(
+                name="first_chunks_not_kept",
+                owner=Selector,
+                old="Mux(job.keep_first < job.n_chunks, job.keep_first, job.n_chunks)",
+                new="0",
+                caught_by="forced_first",
+            ),
+            Bug(
+                name="last_chunks_not_kept",
+                owner=Selector,
+                old="Mux(job.keep_last < job.n_chunks, job.keep_last, job.n_chunks)",
+                new="0",
+                caught_by="forced_first",
+            ),
+            Bug(
+                name="smallest_of_group",
+                owner=Selector,
+                old="stored[b] > merged[b]",
+                new="stored[b] < merged[b]",
+                caught_by="larger_keys_first",
+            ),
+            Bug(
+                name="chunks_beyond_the_last",
+                owner=Selector,
+                old="sure_s1.eq(Mux(among_forced, 0, exists & forced))",
+                new="sure_s1.eq(Mux(among_forced, 0, forced))",
+                caught_by="none_that_is_not_there",
+            ),
+            Bug(
+                name="last_of_every_row",
+                owner=Selector,
+                old="o.p.last.eq(last_s1 & last_row)",
+                new="o.p.last.eq(last_s1)",
+                caught_by="last_of_job",
+            ),
+            Bug(
+                name="word_moves",
+                owner=Selector,
+                old="room.eq(~o.valid | o.ready)",
+                new="room.eq(1)",
+                caught_by="o_held",
+            ),
+        ),
+    ),
     Proof(
         name="selector_job_4_chunks",
-        build=job(max_rows=2, max_chunks=4, longest=50),
+        build=job(max_rows=2, max_chunks=4, longest=36, rows=1),
         engine="bmc",
-        depth=53,
-        reach=53,
+        depth=38,
+        reach=30,
+        bugs=(
+            Bug(
+                name="words_swapped",
+                owner=Selector,
+                old="word_s1.eq(issue_word)",
+                new="word_s1.eq(last_word - issue_word)",
+                caught_by="rows_and_words_in_order",
+            ),
+        ),
+    ),
+    Proof(
+        name="selector_job_2_rows_4_chunks",
+        build=job(max_rows=2, max_chunks=4, longest=50, waits=0, writes=0),
+        engine="bmc",
+        depth=52,
+        reach=40,
+        bugs=(
+            Bug(
+                name="smallest_of_group",
+                owner=Selector,
+                old="stored[b] > merged[b]",
+                new="stored[b] < merged[b]",
+                caught_by="larger_keys_first",
+            ),
+        ),
+    ),
+    Proof(
+        name="selector_job_4_rows",
+        build=job(max_rows=4, max_chunks=2, longest=60, waits=0, writes=0),
+        engine="bmc",
+        depth=62,
+        reach=62,
+        bugs=(
+            Bug(
+                name="slot_taken_while_in_use",
+                owner=Selector,
+                old="free.eq(~(searching | done).bit_select(feed_slot, 1))",
+                new="free.eq(1)",
+                caught_by="over_in_time",
+            ),
+        ),
     ),
 ]
 

@@ -10,12 +10,10 @@ import pytest
 
 from moska.gen.config import Config
 from moska.golden.formats import FP32_NEG_INF
-from moska.golden.layout import ErrorCode, Opcode
-from moska.golden.quantize import quantize_q
-from moska.golden.router import Router
-from moska.golden.unit import Store
+from moska.golden.layout import ErrorCode
 from moska.sim.job import Job, difference
 from moska.sim.runner import Simulation
+from moska.sim.workload import jobs, queries, store
 
 SEED = 20_251_107
 
@@ -58,102 +56,6 @@ LARGE = [
     config(64, 1, 16, 512, buffer_slots=16, max_rows=128, contexts=4, max_in_flight=32768),
     config(128, 1, 16, 512, buffer_slots=8, max_rows=128, contexts=4, read_ports=2),
 ]
-
-
-def queries(rng, n_rows, head_dim, scale=2.0):
-    """Random queries."""
-    return quantize_q(rng.normal(size=(n_rows, head_dim)) * scale)
-
-
-def store(rng, config, n_tokens, chunk_tokens, router="minmax"):
-    """Random store whose tokens differ in size, as attention sinks do."""
-    shape = (n_tokens, config.head_dim)
-    size = np.exp(rng.normal(size=(n_tokens, 1)))
-    return Store.from_float(
-        rng.normal(size=shape) * size,
-        rng.normal(size=shape) / size,
-        chunk_tokens=chunk_tokens,
-        router=router,
-    )
-
-
-def raw_store(rng, config, n_tokens, chunk_tokens, router):
-    """Store of arbitrary bit patterns, scales included."""
-    dim = config.head_dim
-    n_chunks = -(-n_tokens // chunk_tokens)
-    n_rep = 2 if router is Router.MINMAX else 1
-
-    def integers(*shape):
-        return rng.integers(-128, 128, shape).astype(np.int8)
-
-    def scales(*shape):
-        return rng.integers(0, 1 << 16, shape).astype(np.uint16)
-
-    return Store(
-        integers(n_tokens, dim),
-        integers(n_tokens, dim),
-        scales(n_tokens),
-        scales(n_tokens),
-        chunk_tokens,
-        router,
-        integers(n_chunks, n_rep, dim),
-        scales(n_chunks, n_rep),
-    )
-
-
-def jobs(config, rng):
-    """Jobs that between them meet every class: rows, chunk sizes, selections, extremes."""
-    tile, dim = config.query_tile, config.head_dim
-    rows = sorted({1, tile - 1, tile, min(3 * tile + 1, config.max_rows)} - {0})
-    small = store(rng, config, 100, 48)  # short last block in each chunk, short last chunk
-    made = [Job(small, *queries(rng, n_rows, dim)) for n_rows in rows]
-
-    routed = store(rng, config, 16 * 16, 16)
-    n_rows = rows[-1]
-    for k in (1, 4, 16):
-        made.append(Job(routed, *queries(rng, n_rows, dim), k=k))
-    made.append(Job(routed, *queries(rng, n_rows, dim), k=4, keep_first=0, keep_last=0))
-    mean = store(rng, config, 9 * 16 + 5, 16, "mean")
-    made.append(Job(mean, *queries(rng, rows[-2], dim), k=3))
-    means = store(rng, config, 5 * 32, 32, "submean:8")
-    made.append(Job(means, *queries(rng, n_rows, dim), k=2, keep_first=0))
-    # One decision for groups of three rows.
-    made.append(Job(routed, *queries(rng, 6, dim), k=3, group=3))
-
-    # One chunk, longer than a buffer slot; one token.
-    made.append(Job(store(rng, config, 80, 96), *queries(rng, tile, dim)))
-    made.append(Job(store(rng, config, 1, 16), *queries(rng, 2, dim)))
-
-    # Explicit lists: rows with an empty selection, chunks that nobody wants.
-    explicit = rng.random((n_rows, 16)) < 0.2
-    explicit[0] = False
-    explicit[:, 5] = False
-    made.append(Job(routed, *queries(rng, n_rows, dim), explicit=explicit))
-    made.append(Job(routed, *queries(rng, 2, dim), explicit=np.zeros((2, 16), dtype=bool)))
-    made.append(Job(routed, *queries(rng, 2, dim), k=0))
-
-    # Ties: all keys equal, so that lower chunk ids win and all scores of a row are equal.
-    key = rng.normal(size=(1, dim))
-    tied = Store.from_float(
-        np.repeat(key, 8 * 16, axis=0), rng.normal(size=(8 * 16, dim)), chunk_tokens=16
-    )
-    made.append(Job(tied, *queries(rng, tile, dim), k=3, keep_first=0))
-    # Zero queries.
-    made.append(Job(small, *quantize_q(np.zeros((2, dim)))))
-    # Arbitrary bits: saturated scores, scales over the whole range of exponents.
-    q = rng.integers(-32768, 32768, (tile + 1, dim)).astype(np.int16)
-    q_scale = rng.integers(0, 1 << 16, tile + 1).astype(np.uint16)
-    for router in Router:
-        made.append(Job(raw_store(rng, config, 7 * 16, 16, router), q, q_scale, k=4))
-    # Scores of middle size with wild value scales.
-    wild = raw_store(rng, config, 64, 32, Router.ROWS)
-    made.append(Job(wild, q, (q_scale & 0x7F) | (64 << 7)))
-
-    # Checksums of every kind of chunk; selections alone.
-    made.append(Job(small, *queries(rng, rows[-1], dim), checksum=True))
-    made.append(Job(routed, *queries(rng, n_rows, dim), k=3, checksum=True))
-    made.append(Job(routed, *queries(rng, n_rows, dim), k=5, opcode=Opcode.ROUTE))
-    return [dataclasses.replace(job, tag=1000 + index) for index, job in enumerate(made)]
 
 
 def check(outcomes, made):

@@ -566,7 +566,7 @@ def run_world(dut, world, bench, cycles=60_000):
         (2, 64, 0.1, 0.01),
         (4, 16, 0.5, 0.005),
         (4, 32, 1.0, 0.0),
-        (4, 8, 0.2, 0.1),
+        (4, 8, 0.2, 0.6),
     ],
 )
 def test_random_jobs(n_contexts, bus_bytes, pace, error):
@@ -583,7 +583,7 @@ def test_random_jobs(n_contexts, bus_bytes, pace, error):
     jobs = run_world(dut, world, bench)
     assert world.most == n_contexts
     failed = {job.code for job in jobs if not job.refused}
-    assert failed >= ({ErrorCode.NONE, ErrorCode.READ, ErrorCode.CHECKSUM} if error else set())
+    assert failed >= ({ErrorCode.READ, ErrorCode.CHECKSUM} if error else set())
     if not error:
         assert failed == {ErrorCode.NONE}
         assert set(world.causes) >= set(Cause) - {Cause.QUERY}
