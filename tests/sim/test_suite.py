@@ -70,7 +70,7 @@ def test_stray_write_is_seen(suite, bench):
 
 def test_violation_is_seen(suite, bench):
     placed = bench.place(suite.made["simple"]["dense"])
-    bench.device.allow(read=(bench.first, placed[0].image.fields["q_addr"]))
+    bench.device.allow(read=(bench.first, placed[0].image.fields["q_addr"]), write=None)
     with pytest.raises(Difference, match=r"violation: .*outside the allowed range"):
         bench.run(placed)
 
