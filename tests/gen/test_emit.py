@@ -1,5 +1,6 @@
-"""Verilog output: equal modules shared, stable bytes, no paths, clean lint."""
+"""Verilog output: equal modules shared, stable bytes, no paths, clean lint, settled processes."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -7,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from amaranth.back import rtlil
+from amaranth.back import rtlil, verilog
 from amaranth.hdl import Module, Signal
 from amaranth.lib.memory import Memory
 
@@ -216,3 +217,76 @@ def test_contents_of_memories_are_amaranths(init):
     with contents_at_once():
         assert text() == expected
     assert "$meminit" in expected
+
+
+PROCESS = re.compile(r"^  always @\*( begin\n.*?^  end$|\n[^;]*;)", re.M | re.S)
+TARGET = re.compile(r"^ +(?!if |case)([^=\n]+?) = ", re.M)
+NAME = re.compile(r"\\\S+|(?<![\w'$\\])[A-Za-z_][\w$]*")
+
+
+def names_read_and_assigned(text):
+    """For each combinational process of Verilog as Yosys writes it, what it reads of its own.
+
+    Such a process is not woken by its own assignments: what it reads before it assigns it is old.
+    Amaranth's simulator settles instead, so that no component test can see it.
+    """
+    found = []
+    for process in PROCESS.finditer(text):
+        targets = {name for target in TARGET.findall(process[1]) for name in NAME.findall(target)}
+        found.append(targets & set(NAME.findall(TARGET.sub("", process[1]))))
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"fold": 4, "query_tile": 8, "contexts": 4, "read_ports": 2}]
+)
+def test_no_process_reads_what_it_assigns(tiny, tmp_path, changes):
+    path = tiny
+    if changes:
+        (path,) = generate(dataclasses.replace(Config.load("tiny"), **changes), tmp_path)
+    text = path.read_text()
+    found = names_read_and_assigned(text)
+    assert len(found) == text.count("always @*") != 0
+    assert not any(found), set().union(*found)
+
+
+def pair_in(process):
+    """Verilog of a module in which ``process`` (module, pair, x, c) assigns the two bytes."""
+    m = Module()
+    pair, x, c = Signal(16, name="pair"), Signal(8, name="x"), Signal(name="c")
+    process(m, pair[:8], pair[8:], x, c)
+    return verilog.convert(m, ports=[pair, x, c], emit_src=False)
+
+
+def condition(m, low, high, x, c):
+    with m.If(low[0]):
+        m.d.comb += high.eq(x)
+    m.d.comb += low.eq(x)
+
+
+def case(m, low, high, x, c):
+    with m.Switch(low):
+        with m.Case(3):
+            m.d.comb += high.eq(x)
+    with m.If(c):
+        m.d.comb += low.eq(x)
+
+
+def value(m, low, high, x, c):
+    with m.If(c):
+        m.d.comb += [high.eq(low), low.eq(x)]
+
+
+def sum_outside(m, low, high, x, c):
+    with m.If(c):
+        m.d.comb += [high.eq(low + 1), low.eq(x)]
+
+
+@pytest.mark.parametrize("process", [condition, case, value])
+def test_process_that_reads_what_it_assigns_is_seen(process):
+    assert names_read_and_assigned(pair_in(process)) == [{"pair"}]
+
+
+def test_process_that_is_woken_is_not_taken_for_one():
+    """The sum is an assignment of its own: its change wakes the process once more."""
+    assert names_read_and_assigned(pair_in(sum_outside)) == [set()]
