@@ -65,10 +65,11 @@ class Top(Elaboratable):
 
 @contextlib.contextmanager
 def contents_at_once():
-    """Let Amaranth write a memory's initial contents as one number.
+    """Let Amaranth write a memory's initial contents as one number, of zeros the first word only.
 
-    It makes an object of every bit otherwise, which takes minutes for the memories of a large unit.
-    The text is the same; Amaranth's version is pinned.
+    It makes an object of every bit otherwise, and Yosys a line of every word, which takes minutes
+    for the memories of a large unit. :func:`zero_loop` sets the other words to zero. Amaranth's
+    version is pinned.
     """
     original = rtlil.ModuleEmitter.emit_memory
     rtlil.ModuleEmitter.emit_memory = _emit_memory
@@ -81,7 +82,8 @@ def contents_at_once():
 def _emit_memory(emitter, cell_index, cell):
     memory = emitter.memories[cell_index]
     mask = (1 << cell.width) - 1
-    bits = "".join(f"{row & mask:0{cell.width}b}" for row in reversed(cell.init))
+    words = cell.init if any(cell.init) else cell.init[:1]
+    bits = "".join(f"{row & mask:0{cell.width}b}" for row in reversed(words))
     emitter.builder.cell(
         "$meminit_v2",
         ports={
@@ -93,7 +95,7 @@ def _emit_memory(emitter, cell_index, cell):
             "MEMID": memory.memid,
             "ABITS": 0,
             "WIDTH": cell.width,
-            "WORDS": cell.depth,
+            "WORDS": len(words),
             "PRIORITY": 0,
         },
         src_loc=cell.src_loc,
@@ -113,11 +115,10 @@ def convert(elaboratable, ports, *, name: str = TOP) -> str:
     return share_modules(ZEROS.sub(zero_loop, text))
 
 
-# A memory's initial zeros, a line a word.
+# A memory whose first word only has a value.
 ZEROS = re.compile(
-    r"^  initial begin\n    (?P<name>\w+)\[0\] = (?P<zero>\d+'h0+);\n"
-    r"(?:    (?P=name)\[\d+\] = (?P=zero);\n)*"
-    r"(?:    (?P=name)\[(?P<last>\d+)\] = (?P=zero);\n)  end\n",
+    r"^(?P<declaration>  reg \[\d+:0\] (?P<name>\w+|\\\S+ ) \[(?P<last>\d+):0\];\n)"
+    r"  initial begin\n    (?P=name)\[0\] = (?P<zero>\d+'[dh]0+);\n  end\n",
     re.M,
 )
 
@@ -126,7 +127,7 @@ def zero_loop(match: re.Match) -> str:
     """Return the loop that stands for a memory's initial zeros."""
     name = match["name"]
     return (
-        f"  initial begin : {name}_zero\n    integer word_;\n"
+        f"{match['declaration']}  initial begin : {name.strip()}_zero\n    integer word_;\n"
         f"    for (word_ = 0; word_ <= {match['last']}; word_ = word_ + 1)\n"
         f"      {name}[word_] = {match['zero']};\n  end\n"
     )

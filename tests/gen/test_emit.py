@@ -14,7 +14,15 @@ from amaranth.lib.memory import Memory
 
 import moska.gen
 from moska.gen.config import Config
-from moska.gen.emit import INSTANCE, MODULE, TOP, contents_at_once, generate, share_modules
+from moska.gen.emit import (
+    INSTANCE,
+    MODULE,
+    TOP,
+    contents_at_once,
+    convert,
+    generate,
+    share_modules,
+)
 from moska.sim.verilator import environment
 
 LINT = pathlib.Path(moska.gen.__file__).parent / "lint.vlt"
@@ -201,7 +209,7 @@ def test_lint_sees_faults(tmp_path, statement, rule):
     assert any(rule in message for message in messages(output)), output
 
 
-@pytest.mark.parametrize("init", [[], [1, 2, 0x1FF, 0, 5], list(range(16))])
+@pytest.mark.parametrize("init", [[1, 2, 0x1FF, 0, 5], list(range(16))])
 def test_contents_of_memories_are_amaranths(init):
     """Contents written at once are the text that Amaranth writes bit by bit."""
 
@@ -217,6 +225,49 @@ def test_contents_of_memories_are_amaranths(init):
     with contents_at_once():
         assert text() == expected
     assert "$meminit" in expected
+
+
+MEMORY = re.compile(r"^  reg (?:\[\d+:0\] )?(?P<name>\w+|\\\S+ ) \[(?P<last>\d+):0\];\n", re.M)
+
+
+# One of 32 bits is written in decimal; `union` and `table` are words of Verilog.
+@pytest.mark.parametrize("shape", [1, 9, 32])
+@pytest.mark.parametrize("depth", [1, 2, 16])
+@pytest.mark.parametrize("name", ["words", "union"])
+def test_memory_of_zeros_starts_with_zeros(shape, depth, name):
+    m = Module()
+    m.submodules[name] = memory = Memory(shape=shape, depth=depth, init=[])
+    data = Signal(shape)
+    m.d.sync += data.eq(memory.read_port().data)
+    memory.write_port()
+    text = convert(m, {"data": (data, None)})
+    (match,) = MEMORY.finditer(text)
+    assert int(match["last"]) == depth - 1
+    assert zeroed(text, match)
+
+
+def zeroed(text, memory):
+    """Whether a memory is declared in front of a loop that writes zeros into all of its words."""
+    name = re.escape(memory["name"])
+    loop = re.compile(
+        rf"  initial begin : \S+\n    integer word_;\n"
+        rf"    for \(word_ = 0; word_ <= {memory['last']}; word_ = word_ \+ 1\)\n"
+        rf"      {name}\[word_\] = \d+'[dh]0+;\n  end\n"
+    )
+    return loop.match(text, memory.end()) is not None
+
+
+def test_every_word_of_every_memory_has_a_value(tiny):
+    text = tiny.read_text()
+    memories = list(MEMORY.finditer(text))
+    assert len(memories) == len(re.findall(r"^  reg .*\[\d+:0\];$", text, re.M))
+    assert len(memories) > 20
+    for memory in memories:
+        if not zeroed(text, memory):
+            name = re.escape(memory["name"])
+            block = text[memory.end() : text.index("  end\n", memory.end())]
+            words = re.findall(rf"^    {name}\[(\d+)\] = ", block, re.M)
+            assert sorted(map(int, words)) == list(range(int(memory["last"]) + 1)), memory["name"]
 
 
 PROCESS = re.compile(r"^  always @\*( begin\n.*?^  end$|\n[^;]*;)", re.M | re.S)
