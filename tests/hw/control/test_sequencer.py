@@ -564,7 +564,7 @@ def run_world(dut, world, bench, cycles=60_000):
     [
         (2, 8, 0.3, 0.0),
         (2, 64, 0.1, 0.01),
-        (4, 16, 0.5, 0.005),
+        (4, 16, 0.5, 0.02),
         (4, 32, 1.0, 0.0),
         (4, 8, 0.2, 0.6),
     ],
@@ -582,12 +582,13 @@ def test_random_jobs(n_contexts, bus_bytes, pace, error):
 
     jobs = run_world(dut, world, bench)
     assert world.most == n_contexts
-    failed = {job.code for job in jobs if not job.refused}
-    assert failed >= ({ErrorCode.READ, ErrorCode.CHECKSUM} if error else set())
-    if not error:
-        assert failed == {ErrorCode.NONE}
-        assert set(world.causes) >= set(Cause) - {Cause.QUERY}
-        assert Cause.QUERY in world.causes or pace > 0.9
+    # Every outcome and every cause is met: none of the comparisons is of nothing.
+    codes = {job.code for job in jobs if not job.refused}
+    failures = {ErrorCode.READ, ErrorCode.CHECKSUM} if error else set()
+    assert codes - {ErrorCode.NONE} == failures
+    assert ErrorCode.NONE in codes or error > 0.5
+    # Neighbours that answer at once leave no cycle in which only queries are waited for.
+    assert set(world.causes) == set(Cause) - ({Cause.QUERY} if pace > 0.9 else set())
 
 
 @pytest.mark.parametrize(("n_contexts", "timeout"), [(2, 30), (4, 25), (2, 1)])
