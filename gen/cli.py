@@ -196,6 +196,11 @@ def figures_options(command):
     return command
 
 
+def check_option(text):
+    """Option that leaves the golden model out."""
+    return click.option("--check/--no-check", "checked", default=True, help=text)
+
+
 def write_json(figures, path):
     """Write figures to a file or, for "-", to standard output."""
     text = json.dumps(figures, indent=2)
@@ -225,9 +230,7 @@ def make_console(json_path):
 @click.option(
     "--chunk",
     type=click.IntRange(min=16),
-    default=32,
-    show_default=True,
-    help="Tokens of a chunk, a multiple of 16.",
+    help="Tokens of a chunk, a multiple of 16.  [default: 32, or what a long store needs]",
 )
 @click.option(
     "--keep",
@@ -274,6 +277,7 @@ def make_console(json_path):
     metavar="FILE.fst",
     help="Write waves; .vcd is known as well.",
 )
+@check_option("Compare results with the golden model (default), or only count cycles.")
 @figures_options
 def simulate(config, json_path, trace, chunk, **options):
     """Run a job on the unit that CONFIG describes, in simulation, and compare every bit.
@@ -285,6 +289,7 @@ def simulate(config, json_path, trace, chunk, **options):
     Examples:
       moska simulate ulx3s
       moska simulate sim64 --rows 128 --tokens 4096 --keep 0.25 --latency 100 --jobs 4
+      moska simulate ulx3s --rows 8 --tokens 1048576
       moska simulate my_unit.toml --store kv.npz --json -
       moska simulate tiny --rows 4 --tokens 128 --trace tiny.fst
     """
@@ -294,24 +299,27 @@ def simulate(config, json_path, trace, chunk, **options):
     except ImportError as error:
         raise Refusal(f"the extra sim must be installed: {error}") from error
 
+    console = make_console(json_path)
     request = single.Request(chunk_tokens=chunk, **options)
-    try:
-        job = single.prepare(config, request)
-        device = Device(
-            config, memory_bytes=single.MEMORY_BYTES, seed=request.seed, trace=trace
-        )
-    except ValueError as error:
-        raise Refusal(str(error)) from error
-    except OSError as error:
-        raise Refusal(f"{error.filename} must be writable: {error.strerror}") from error
-    except RuntimeError as error:
-        raise Failure(str(error)) from error
-    with device:
+    with console.status("prepare the data") as status:
         try:
-            figures = single.run(device, config, request, job)
+            job = single.prepare(config, request)
+            status.update("generate the Verilog and build its simulator (minutes, once)")
+            device = Device(
+                config, memory_bytes=single.MEMORY_BYTES, seed=request.seed, trace=trace
+            )
+        except ValueError as error:
+            raise Refusal(str(error)) from error
+        except OSError as error:
+            raise Refusal(f"{error.filename} must be writable: {error.strerror}") from error
         except RuntimeError as error:
             raise Failure(str(error)) from error
-    make_console(json_path).print(single.table(figures))
+        with device:
+            try:
+                figures = single.run(device, config, request, job, status.update)
+            except RuntimeError as error:
+                raise Failure(str(error)) from error
+    console.print(single.table(figures))
     if json_path:
         write_json(figures, json_path)
     if figures["problems"]:
@@ -325,12 +333,7 @@ def simulate(config, json_path, trace, chunk, **options):
 @click.option(
     "--only", metavar="TEXT", help='Only shapes with TEXT in their name, as "m64 c32" or "crc".'
 )
-@click.option(
-    "--check/--no-check",
-    "checked",
-    default=True,
-    help="Compare results with the golden model (default), or only jobs with each other.",
-)
+@check_option("Compare results with the golden model (default), or only jobs with each other.")
 @click.option(
     "--plot",
     type=click.Path(dir_okay=False, path_type=pathlib.Path),

@@ -1,5 +1,6 @@
 """The whole unit: one job on one KV store, bit for bit what the hardware returns."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,11 +64,36 @@ class Store:
         router: str = "minmax",
     ) -> "Store":
         """Quantise keys and values (S, D) and build the router's representatives."""
-        k_int, k_scale = quantize_kv(k)
-        v_int, v_scale = quantize_kv(v)
-        stored = k_int * scale_value(k_scale)[:, None]
-        rep, rep_scale = representatives(stored, chunk_tokens, router)
+        return cls.from_parts([(k, v)], chunk_tokens=chunk_tokens, router=router)
+
+    @classmethod
+    def from_parts(
+        cls,
+        parts: Iterable[tuple[NDArray[np.floating], NDArray[np.floating]]],
+        *,
+        chunk_tokens: int,
+        router: str = "minmax",
+    ) -> "Store":
+        """Store of keys and values that come in parts, so that no more than one is in memory.
+
+        All parts but the last hold whole chunks.
+        """
         kind, _ = router_kind(router)
+        stored = []
+        for k, v in parts:
+            if stored and len(stored[-1][0]) % chunk_tokens:
+                raise ValueError(
+                    f"parts must hold whole chunks of {chunk_tokens} tokens, "
+                    f"not {len(stored[-1][0])} tokens"
+                )
+            k_int, k_scale = quantize_kv(k)
+            v_int, v_scale = quantize_kv(v)
+            exact = k_int * scale_value(k_scale)[:, None]
+            rep, rep_scale = representatives(exact, chunk_tokens, router)
+            stored.append((k_int, v_int, k_scale, v_scale, rep, rep_scale))
+        k_int, v_int, k_scale, v_scale, rep, rep_scale = (
+            np.concatenate(arrays) for arrays in zip(*stored, strict=True)
+        )
         return cls(k_int, v_int, k_scale, v_scale, chunk_tokens, kind, rep, rep_scale)
 
     @property

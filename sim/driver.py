@@ -1,7 +1,7 @@
 """Ring protocol on a simulated device: places jobs, rings the doorbell, collects completions."""
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from moska.host import regmap
 from moska.sim.job import Fence, Image, Job, overrun, store_image
 
 PAGE = 4096
+PROGRESS_CYCLES = 1 << 18  # between reports of progress
 
 
 class Device(Protocol):
@@ -203,17 +204,26 @@ class RingDriver:
             raise RuntimeError(f"{done} completions, {len(self._under_way)} jobs were under way")
         return [self._collect_one() for _ in range(done)]
 
-    def wait(self, count: int, *, max_cycles: int) -> list[Outcome]:
+    def wait(
+        self, count: int, *, max_cycles: int, progress: Callable[[int], None] | None = None
+    ) -> list[Outcome]:
         """Run until ``count`` more jobs are complete; ``max_cycles`` is the limit of each wait.
+
+        ``progress`` is called with the device's cycle now and then.
 
         Raises
         ------
         RuntimeError
             when no completion comes within ``max_cycles``, and as :meth:`collect`.
         """
-        outcomes = []
+        outcomes: list[Outcome] = []
         while len(outcomes) < count:
-            self.device.run(max_cycles)
+            end = self.device.cycle + max_cycles
+            while not self.device.interrupt and self.device.cycle < end:
+                left = end - self.device.cycle
+                self.device.run(min(left, PROGRESS_CYCLES) if progress else left)
+                if progress:
+                    progress(self.device.cycle)
             if not self.device.interrupt:
                 raise RuntimeError(
                     f"no completion within {max_cycles} cycles, after {self.collected} jobs"

@@ -8,6 +8,7 @@ are. Stores longer than 2,048 tokens repeat the text with noise, and so do more 
 
 import enum
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,6 +35,7 @@ LATENCIES = (0, 100, 300)  # cycles
 LATENCY = 100
 SHORT, MEDIUM, LARGE = 2_000, 18_000, 110_000  # cycles of a job's bound, about
 MIDDLE_ROWS = 64
+PART_TOKENS = 1 << 16  # of a long store that are floating-point numbers at a time
 
 
 class Pattern(enum.Enum):
@@ -250,22 +252,34 @@ def head(head_dim: int) -> tuple[Float, Float, Float]:
 
 def repeated(x: Float, rows: int, rng: np.random.Generator) -> Float:
     """First ``rows`` rows of x, x again with noise, and so on."""
-    parts = [x[:rows]]
-    for start in range(len(x), rows, len(x)):
-        part = x[: rows - start]
-        parts.append(part + rng.normal(size=part.shape) * REPEAT_NOISE * x.std(axis=0))
-    return np.concatenate(parts)
+    return np.concatenate(list(repeated_parts(x, rows, rng, size=rows)))
 
 
-def real_store(config: Config, shape: Shape, seed: int) -> Store:
-    """Store of a shape with the router `minmax`."""
-    k, v, _ = head(config.head_dim)
-    rng = np.random.default_rng(seed)
-    return Store.from_float(
-        repeated(k, shape.n_tokens, rng),
-        repeated(v, shape.n_tokens, rng),
-        chunk_tokens=shape.chunk_tokens,
-        router="minmax",
+def repeated_parts(
+    x: Float, rows: int, rng: np.random.Generator, *, size: int
+) -> Iterator[Float]:
+    """Rows as those of :func:`repeated`, in parts of ``size`` rows."""
+    noise = REPEAT_NOISE * x.std(axis=0)
+    for start in range(0, rows, size):
+        index = np.arange(start, min(start + size, rows))
+        part = x[index % len(x)]
+        again = index >= len(x)
+        part[again] += rng.normal(size=part[again].shape) * noise
+        yield part
+
+
+def real_store(
+    head_dim: int, n_tokens: int, chunk_tokens: int, *, router: str = "minmax", seed: int
+) -> Store:
+    """Store of the real model's keys and values, of any length."""
+    k, v, _ = head(head_dim)
+    size = chunk_tokens * max(1, PART_TOKENS // chunk_tokens)
+    parts = (
+        repeated_parts(x, n_tokens, rng, size=size)
+        for x, rng in zip((k, v), np.random.default_rng(seed).spawn(2), strict=True)
+    )
+    return Store.from_parts(
+        zip(*parts, strict=True), chunk_tokens=chunk_tokens, router=router
     )
 
 
@@ -298,7 +312,7 @@ def forced(head_dim: int, shape: Shape, rng: np.random.Generator) -> tuple[Float
 
 def make_job(config: Config, shape: Shape, *, seed: int) -> Job:
     """Job of a shape."""
-    store = real_store(config, shape, seed)
+    store = real_store(config.head_dim, shape.n_tokens, shape.chunk_tokens, seed=seed)
     rng = np.random.default_rng(seed)
     keep = 1
     if shape.pattern in (Pattern.SAME, Pattern.APART):

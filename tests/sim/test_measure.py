@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from moska.gen.cli import main
 from moska.gen.config import Config, preset_names
 from moska.golden.layout import COUNTERS
-from moska.golden.unit import Result
+from moska.golden.unit import Result, Store
 from moska.sim import chart, measure, shapes, single
 from moska.sim.causes import CAUSES
 from moska.sim.driver import Outcome
@@ -143,6 +143,23 @@ def test_repeated_rows_are_the_same_text_with_noise():
     assert not np.array_equal(long[6:12], x)
     assert np.corrcoef(long[6:12].ravel(), x.ravel())[0, 1] > 0.7
     assert np.array_equal(shapes.repeated(x, 4, np.random.default_rng(SEED)), x[:4])
+    for size in (1, 4, 7, 20):
+        parts = list(shapes.repeated_parts(x, 15, np.random.default_rng(SEED), size=size))
+        assert [len(part) for part in parts[:-1]] == [size] * (len(parts) - 1)
+        assert np.array_equal(np.concatenate(parts), long)
+
+
+def test_long_store_is_that_of_its_parts(monkeypatch):
+    properties = {"router": "submean:8", "seed": SEED}
+    whole = shapes.real_store(16, 5000, 48, **properties)
+    monkeypatch.setattr(shapes, "PART_TOKENS", 1000)
+    parts = shapes.real_store(16, 5000, 48, **properties)
+    assert whole.n_tokens == 5000
+    for name in ("k", "v", "k_scale", "v_scale", "rep", "rep_scale"):
+        assert np.array_equal(getattr(whole, name), getattr(parts, name)), name
+    k = np.zeros((40, 16))
+    with pytest.raises(ValueError, match=r"^parts must hold whole chunks of 16 tokens, not 40 t"):
+        Store.from_parts([(k, k), (k, k)], chunk_tokens=16)
 
 
 @pytest.mark.parametrize("config", ["tiny", "ulx3s", "sim64", "u55c"])
@@ -454,8 +471,12 @@ def test_bench_command_fails_when_a_bit_differs(command):
         (("bench", "tiny", "--only", "c7"), "only must be part of a shape's name, not 'c7'"),
         (("bench", "tiny", "--plot", "a.pdf"), "plot must be a .png or .svg file, not a.pdf"),
         (
-            ("simulate", "tiny", "--tokens", 600),
+            ("simulate", "tiny", "--tokens", 600, "--chunk", 32),
             "tokens must be at most 512 (max_chunks times the chunk's tokens), not 600",
+        ),
+        (
+            ("simulate", "tiny", "--tokens", 1048577),
+            "tokens must be at most 1048576, not 1048577",
         ),
         (("simulate", "tiny", "--rows", 17), "rows must be at most max_rows (16), not 17"),
         (
@@ -485,6 +506,28 @@ def test_simulate_command(command):
     assert (loaded["rows"], loaded["tokens"], loaded["chunks"], loaded["k"]) == (4, 200, 7, 4)
     assert [job["sequence"] for job in loaded["jobs"]] == [1, 2, 3]
     assert "every bit as the golden model" in result.stderr
+
+
+def test_simulate_command_fits_chunks_to_a_long_store(command):
+    result = command("simulate", "tiny", "--rows", 2, "--tokens", 2000, "--json", "-")
+    assert result.exit_code == 0, result.output
+    loaded = json.loads(result.stdout)
+    # The smallest power of two with which 16 chunks hold them.
+    assert (loaded["tokens"], loaded["chunk_tokens"], loaded["chunks"]) == (2000, 128, 16)
+
+
+def test_simulate_command_without_the_golden_model(command):
+    result = command("simulate", "tiny", "--rows", 2, "--no-check", "--json", "-", fault="bit")
+    assert result.exit_code == 0, result.output
+    loaded = json.loads(result.stdout)
+    assert loaded["checked"] is False
+    assert loaded["bit_exact"] is None
+    assert "not compared" in result.stderr
+    assert loaded["cycles_per_second"] == loaded["cycles_in_all"] / loaded["device_seconds"]
+    # What needs no golden model is checked.
+    result = command("simulate", "tiny", "--rows", 2, "--no-check", fault="overrun")
+    assert result.exit_code == 1
+    assert "bytes behind a result were written" in result.stderr
 
 
 def test_simulate_command_says_what_differs(command):
