@@ -79,7 +79,7 @@ class Store:
         All parts but the last hold whole chunks.
         """
         kind, _ = router_kind(router)
-        stored = []
+        stored: list[tuple[NDArray[np.integer], ...]] = []
         for k, v in parts:
             if stored and len(stored[-1][0]) % chunk_tokens:
                 raise ValueError(
