@@ -70,6 +70,8 @@ class Device(contextlib.AbstractContextManager):
         cache to use instead
     memory_bytes
         size of memory, a multiple of 4096; memory that is not touched costs nothing
+    memory
+        array of bytes to use as memory instead, shared with another process, say
     base
         first address of memory, a multiple of 4096
     seed
@@ -95,6 +97,7 @@ class Device(contextlib.AbstractContextManager):
         directory: pathlib.Path | None = None,
         *,
         memory_bytes: int = 1 << 26,
+        memory: np.ndarray | None = None,
         base: int = 0,
         seed: int = 0,
         trace: pathlib.Path | None = None,
@@ -102,6 +105,8 @@ class Device(contextlib.AbstractContextManager):
         coverage: bool = False,
     ):
         self._handle = None
+        if memory is not None:
+            memory_bytes = len(memory)
         if memory_bytes <= 0 or memory_bytes % 4096:
             raise ValueError(f"memory_bytes must be a multiple of 4096, not {memory_bytes}")
         if base % 4096 or not 0 <= base <= NO_LIMIT + 1 - memory_bytes:
@@ -122,7 +127,7 @@ class Device(contextlib.AbstractContextManager):
                 f"not {self._c.device_bus_bytes()}"
             )
         self.ports = ("m_axi", "m_axi_v") if self._c.device_has_values() else ("m_axi",)
-        self.memory = np.zeros(memory_bytes, dtype=np.uint8)
+        self.memory = np.zeros(memory_bytes, dtype=np.uint8) if memory is None else memory
         self.base = base
         self._traces = trace is not None
         self._handle = self._c.device_create(
