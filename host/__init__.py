@@ -5,35 +5,50 @@ It never imports the hardware.
 
 from moska.host.device import Attention, Device, Statistics, StoreHandle, open
 from moska.host.errors import (
+    BudgetExceeded,
     ChecksumError,
+    CorruptLibrary,
     DescriptorError,
     DeviceClosed,
     DeviceTimeout,
     IncompatibleUnit,
+    InUse,
     JobError,
     JobTimeout,
     MoskaError,
+    NotStored,
     OutOfMemory,
     ReadError,
     TransportError,
     WindowError,
     WriteError,
 )
+from moska.host.geometry import Geometry
+from moska.host.library import Library
+from moska.host.rope import Llama3Scaling, Rope
 from moska.host.transport import Transport
 
 __all__ = [
     "Attention",
+    "BudgetExceeded",
     "ChecksumError",
+    "CorruptLibrary",
     "DescriptorError",
     "Device",
     "DeviceClosed",
     "DeviceTimeout",
+    "Geometry",
+    "InUse",
     "IncompatibleUnit",
     "JobError",
     "JobTimeout",
+    "Library",
+    "Llama3Scaling",
     "MoskaError",
+    "NotStored",
     "OutOfMemory",
     "ReadError",
+    "Rope",
     "Statistics",
     "StoreHandle",
     "Transport",

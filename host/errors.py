@@ -21,6 +21,22 @@ class OutOfMemory(MoskaError):
     """Device memory has no room; the text names sizes."""
 
 
+class BudgetExceeded(OutOfMemory):
+    """A library's budget has no room beside what is in use; the text names sizes."""
+
+
+class NotStored(MoskaError):
+    """The library does not hold, or no longer holds, what was asked for."""
+
+
+class InUse(MoskaError):
+    """A lease holds what was to be removed."""
+
+
+class CorruptLibrary(MoskaError):
+    """A library on disk is not what was saved; the text names the chunk."""
+
+
 class DeviceClosed(MoskaError):
     """The device was closed before the job was done, or before it was submitted."""
 

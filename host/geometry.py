@@ -1,8 +1,11 @@
 """Shape of a model's attention: what a library of its keys and values must know."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from moska.host.rope import Rope
+from moska.host.rope import Llama3Scaling, Rope
 
 
 @dataclass(frozen=True)
@@ -51,3 +54,16 @@ class Geometry:
     def group(self) -> int:
         """Query heads that share a KV head."""
         return self.n_heads // self.n_kv_heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Geometry":
+        """Geometry that :meth:`to_dict` described."""
+        rope = fields["rope"]
+        if rope is not None:
+            scaling = rope["scaling"]
+            rope = Rope(**{**rope, "scaling": scaling and Llama3Scaling(**scaling)})
+        return cls(**{**fields, "rope": rope})

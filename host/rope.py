@@ -65,6 +65,7 @@ class Rope:
     scaling: Llama3Scaling | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "theta", float(self.theta))  # 10000 and 10000.0 are one model
         if not self.theta > 1:
             raise ValueError(f"theta must be above 1, not {self.theta}")
         if self.head_dim < 2 or self.head_dim % 2:
