@@ -76,6 +76,7 @@ class Results(wiring.Component):
     read : :py:`Out(state_read_layout(...))`, read_o, read_meta : In
         row state, one cycle later
     vector_cmd, vector : streams to and from the inverter of ``vector_context``
+        bits of rows that the job does not have must be 0
     cmd, o : streams to the write master
     writer_busy, write_error, write_error_addr : In
         ``busy``, ``error`` and ``error_addr`` of the write master
@@ -276,25 +277,19 @@ class Results(wiring.Component):
         row_last = Signal()
         number = Signal.like(last_number)
         number_last = Signal()
-        rest = self.n_rows[:5]
-        mask = Signal(32)
         taken = Signal()
         m.d.comb += [
             row_last.eq(row == self.n_rows - 1),
             number_last.eq(number == last_number),
-            mask.eq(~Const(0, 32)),
             taken.eq(packer.i.valid & packer.i.ready),
         ]
-        # Rows past the job's are what earlier jobs left.
-        with m.If(number_last & (rest != 0)):
-            m.d.comb += mask.eq((Const(1, 1) << rest) - 1)
         with m.If(selecting):
             m.d.sync += listing.eq(1)
         with m.Elif(self.released):
             m.d.sync += listing.eq(0)
         with m.If(listing):
             m.d.comb += [
-                packer.i.payload.data.eq(self.vector.payload & mask),
+                packer.i.payload.data.eq(self.vector.payload),
                 packer.i.payload.last.eq(number_last),
                 packer.i.valid.eq(self.vector.valid),
                 self.vector.ready.eq(packer.i.ready),

@@ -46,14 +46,14 @@ class Inverter(wiring.Component):
     """Store which rows selected each chunk; list the rows of a chunk, one a cycle.
 
     ``i`` takes the words of a selection in the order of :class:`~moska.hw.router.select.Selector`.
-    The first row of each row word overwrites what an earlier selection left, so nothing is
-    cleared; chunks past the last word and rows past the last row keep old contents, and nobody may
-    ask for them. ``load`` stores an explicit list instead, row word 0 of a chunk first. One word a
-    cycle on either, except that a word of ``i`` waits for one cycle when the transfer before it, in
-    the cycle before, had the same word and row word (as when a row has one word). When both are
-    offered, ``i`` goes first. What a transfer stores is seen by ``rows_cmd`` and ``wanted_chunk``
-    from the next cycle on, by ``vector_cmd`` from the one after. Golden model:
-    :func:`moska.golden.router.invert`.
+    The first row of each row word overwrites what an earlier selection left, so nothing is cleared:
+    bits of rows past the last one are 0 in its row word; chunks past the last word and later row
+    words keep old contents, and nobody may ask for them. ``load`` stores an explicit list instead,
+    row word 0 of a chunk first. One word a cycle on either, except that a word of ``i`` waits for
+    one cycle when the transfer before it, in the cycle before, had the same word and row word (as
+    when a row has one word). When both are offered, ``i`` goes first. What a transfer stores is
+    seen by ``rows_cmd`` and ``wanted_chunk`` from the next cycle on, by ``vector_cmd`` from the one
+    after. Golden model: :func:`moska.golden.router.invert`.
 
     ``rows``: the first row comes at least ``latency`` cycles after its command; then one a cycle,
     with a gap of at most one cycle for each empty row word and between lists. A list without rows

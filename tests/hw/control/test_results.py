@@ -269,7 +269,8 @@ class Run:
                 assert command.chunk < self.jobs[self.job]["n_chunks"]
                 assert command.row_word * width < self.jobs[self.job]["n_rows"]
                 first = context * dut.max_rows + command.row_word * width
-                bits = self.selected[first : first + width, command.chunk]
+                end = context * dut.max_rows + self.jobs[self.job]["n_rows"]
+                bits = self.selected[first : min(first + width, end), command.chunk]
                 word = sum(int(bit) << index for index, bit in enumerate(bits))
                 queue.append((self.cycle + 2, word))
             if not offered:
