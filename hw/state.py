@@ -1,6 +1,6 @@
 """Row state: block results are merged into (m, l, e, O) of their rows."""
 
-from amaranth.hdl import Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -265,9 +265,9 @@ class RowState(wiring.Component):
             stages.append(stage)
         m.d.comb += [
             self.hazard.eq(
-                sum(stage.valid & (stage.row == self.query_row) for stage in stages[1:]) != 0
+                Cat(stage.valid & (stage.row == self.query_row) for stage in stages[1:]).any()
             ),
-            self.busy.eq(sum(stage.valid for stage in stages) != 0),
+            self.busy.eq(Cat(stage.valid for stage in stages).any()),
         ]
 
         # Memories are read in the cycle before the block result arrives.
