@@ -29,6 +29,7 @@ from moska.golden.layout import (
 )
 from moska.golden.unit import Result
 from moska.host import regmap
+from moska.hw.registers import Kind, load_map
 from moska.sim.device import NO_LIMIT, Device, DeviceError
 from moska.sim.driver import Placed, RingDriver
 from moska.sim.job import FILL, Fence, Job, difference
@@ -347,10 +348,15 @@ def registers(bench, made, timing, rng):
             bench.register(name, device.read32(getattr(regmap, name)), value)
     for name, value in before.items():
         device.write32(getattr(regmap, name), value)
-    named = {getattr(regmap, name) for name in dir(regmap) if name.isupper()
-             if isinstance(getattr(regmap, name), int)}  # fmt: skip
-    for offset in (0x74, 0x7C, 0xB0, 0xBC, 0x100, 0x104, 0x180, 0x200, 0x800, 0xFFC):
-        assert offset not in named or offset > 0xFF
+    # Each register answers; a write to one that only tells has no effect.
+    for register in load_map().registers:
+        value = device.read32(register.offset)
+        if all(field.kind in (Kind.CONSTANT, Kind.INPUT) for field in register.fields):
+            device.write32(register.offset, value ^ 0xFFFFFFFF)
+            bench.register(register.name, device.read32(register.offset), value)
+    offsets = {register.offset for register in load_map().registers}
+    holes = set(range(0, 0x100, 4)) - offsets | {0x100, 0x104, 0x180, 0x200, 0x800, 0xFFC}
+    for offset in sorted(holes):
         for access in (lambda o=offset: device.read32(o), lambda o=offset: device.write32(o, 1)):
             try:
                 access()
@@ -732,9 +738,9 @@ def timeouts(bench, made, timing, rng):
     """Set a limit just above what jobs take, and one that a long job breaks."""
     device = bench.device
     device.timing(latency=100)
-    long, *others = bench.place(
-        made["long"], *(made["simple"][kind] for kind in ("dense", "routed", "dense"))
-    )
+    n_contexts = bench.config.contexts
+    kinds = [KINDS[index % 3] for index in range(n_contexts + 1)]
+    long, *others = bench.place(made["long"], *(made["simple"][kind] for kind in kinds))
     placed = [others[0], long, *others[1:]]
     outcomes = bench.run(placed)
     cycles = [outcome.counters["cycles"] for outcome in outcomes]
@@ -743,13 +749,16 @@ def timeouts(bench, made, timing, rng):
     bench.run(placed)
     limit = max(c for index, c in enumerate(cycles) if index != 1) + 200
     device.write32(regmap.TIMEOUT, limit)
-    clear(bench, placed)
-    address = bench.descriptor_address(1)
-    outcomes = bench.run(
-        [others[0], unread(long), *others[1:]], {1: (ErrorCode.TIMEOUT, address)}
-    )
-    if not limit <= outcomes[1].counters["cycles"] < cycles[1]:
-        raise Difference("counters", f"timeout after {outcomes[1].counters['cycles']} of {limit}")
+    # In each context.
+    for place in range(1, n_contexts + 1):
+        placed = [*others[:place], long, *others[place:]]
+        clear(bench, placed)
+        address = bench.descriptor_address(place)
+        due = {place: (ErrorCode.TIMEOUT, address)}
+        outcomes = bench.run([unread(p) if p is long else p for p in placed], due)
+        if not limit <= outcomes[place].counters["cycles"] < cycles[1]:
+            text = f"timeout after {outcomes[place].counters['cycles']} of {limit}"
+            raise Difference("counters", text)
     device.write32(regmap.TIMEOUT, 0)
     clear(bench, placed)
     bench.run(placed)

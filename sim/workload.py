@@ -177,6 +177,20 @@ def extremes(config, rng):
     for n_tokens, chunk in ((16, 16), (31, 32), (33, 32), (64, 64), (65, 16), (127, 128)):
         own = store(rng, config, n_tokens, chunk, "mean")
         made.append(Job(own, *queries(rng, 1 + n_tokens % 5, dim), checksum=True))
+    # Groups whose rows disagree about chunks of about the same weight.
+    even = dataclasses.replace(
+        full,
+        router=Router.ROWS,
+        rep=rng.integers(-128, 128, (n_chunks, 1, dim)).astype(np.int8),
+        rep_scale=np.full((n_chunks, 1), 120 << 7, np.uint16),
+    )
+    for group in sorted({2, 3, most}):
+        q = queries(rng, most - most % group, dim)
+        made.append(Job(even, *q, k=n_chunks // 2 - 1, keep_first=0, keep_last=0, group=group))
+    # A token of weight 1: LSE is 0, and quotients just below a power of two round up to it.
+    powers = np.resize(np.array([1, -2, 4, -8, 16, -32, 64, -128, 0, 127], np.int8), (1, dim))
+    one = np.full(1, 0x3F80, np.uint16)
+    made.append(Job(Store(powers, powers, one, one, 16), *quantize_q(np.zeros((1, dim)))))
     return [dataclasses.replace(job, tag=0xE0000000 + 77 * i) for i, job in enumerate(made)]
 
 
