@@ -4,6 +4,8 @@ Every job runs with and without random pauses on all channels of the memory port
 """
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -175,3 +177,24 @@ def test_bad_descriptor(simulation):
     for outcome in outcomes[1::2]:
         assert not outcome.error
         assert difference(outcome.result, Job(good, *q).expected()) is None
+
+
+GROUPED = """
+import pytest
+
+@pytest.mark.parametrize("config", [
+    pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in "ab"
+])
+@pytest.mark.parametrize("job", range(3))
+def test(config, job, worker_id):
+    with open(f"{config}.{worker_id}", "w"):
+        pass
+"""
+
+
+def test_configuration_is_built_by_one_worker(tmp_path):
+    """Groups of pytest-xdist hold with this pytest; when they do not, nothing else fails."""
+    (tmp_path / "test_grouped.py").write_text(GROUPED, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadgroup"]
+    subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    assert len(list(tmp_path.glob("[ab].gw*"))) == 2
