@@ -77,7 +77,7 @@ test-all: test test-slow  ## run all tests
 
 formal: check $(FORMAL_STAMP)  ## prove properties, and that the proofs catch seeded bugs
 	@echo "==> Proofs; traces of failures stay in build/formal"
-	@$(BIN)/python -m pytest -n $(JOBS) -m formal tests/formal
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m formal tests/formal
 
 mutate: check $(STAMP)  ## change the unit in 400 places, one at a time: does the suite notice?
 	@echo "==> Mutants of the smallest unit, about ten minutes; report in build/mutate"

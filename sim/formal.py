@@ -1,9 +1,10 @@
 """Prove properties of Amaranth components: a harness, a runner of yowasp-sby, seeded bugs.
 
 A proof is a :class:`Harness` with the component under proof, free inputs, assumptions on them and
-named checks. :func:`prove` writes RTLIL and an ``.sby`` file and runs SymbiYosys from PyPI
+named checks. :func:`run` writes RTLIL and an ``.sby`` file and runs SymbiYosys from PyPI
 (``pip install moska[formal]``). Engines: ``pdr`` (property directed reachability in ABC,
-unbounded), ``induction`` (k-induction in Bitwuzla, unbounded), ``bmc`` (bounded by ``depth``).
+unbounded), ``induction`` (k-induction in Bitwuzla, unbounded), ``bmc`` (in ABC, bounded by
+``depth``). Covers are reached with ``cover`` (in Bitwuzla).
 """
 
 import contextlib
@@ -59,7 +60,7 @@ _PROGRAMS = {
 _ENGINES = {
     "pdr": ("prove", "abc pdr"),
     "induction": ("prove", "smtbmc bitwuzla"),
-    "bmc": ("bmc", "smtbmc bitwuzla"),
+    "bmc": ("bmc", "abc bmc3"),
     "cover": ("cover", "smtbmc bitwuzla"),
 }
 
@@ -285,7 +286,7 @@ def run(harness, folder, *, engine, depth=20, only=None, timeout=600):
     (folder / "design.il").write_text(text, encoding="utf-8")
     (folder / "proof.sby").write_text(
         f"[options]\nmode {mode}\ndepth {depth}\ntimeout {timeout}\n"
-        f"{'aigsmt bitwuzla' if engine == 'pdr' else ''}\n\n"
+        f"{'aigsmt bitwuzla' if command.startswith('abc') else ''}\n\n"
         f"[engines]\n{command}\n\n"
         f"[script]\n{harness.script(text)}\n\n"
         "[files]\ndesign.il\n",

@@ -4,12 +4,9 @@ import pathlib
 
 import pytest
 
-from moska.sim.formal import _ENGINES, run, seeded
+from moska.sim.formal import run, seeded
 
 FOLDER = pathlib.Path(__file__).parents[2] / "build" / "formal"
-
-# Bounded proofs and seeded bugs run in ABC, which is much faster there than Bitwuzla.
-_ENGINES["bmc_abc"] = ("bmc\naigsmt bitwuzla", "abc bmc3")
 
 
 def pytest_generate_tests(metafunc):
@@ -35,8 +32,9 @@ def check_holds(report):
 
     def check(proof):
         harness = proof.build()
-        engine = "bmc_abc" if proof.engine == "bmc" else proof.engine
-        result = run(harness, FOLDER / proof.name / "holds", engine=engine, depth=proof.depth)
+        result = run(
+            harness, FOLDER / proof.name / "holds", engine=proof.engine, depth=proof.depth
+        )
         assert result.passed, (
             f"{proof.name}: {', '.join(result.failed) or 'no counterexample, but not proven'}; "
             f"trace in {result.folder}"
@@ -75,7 +73,7 @@ def check_caught(report):
             result = run(
                 harness,
                 FOLDER / proof.name / bug.name,
-                engine="bmc_abc",
+                engine="bmc",
                 depth=proof.reach,
                 only=bug.caught_by,
             )
