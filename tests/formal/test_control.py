@@ -289,8 +289,10 @@ def sequencer():
 
     # Errors: the first one of a job is kept.
     event = dut.errors[0]
+    met = Signal()
     h.drive(Cat(event.valid, event.context, Value.cast(event.code)[:2], event.addr[:1]))
     with m.If(event.valid & held[event.context]):
+        m.d.sync += met.eq(1)
         with m.If(codes[event.context] == 0):
             m.d.sync += [
                 codes[event.context].eq(Value.cast(event.code)),
@@ -313,6 +315,7 @@ def sequencer():
     m.d.sync += stall.eq(Mux(dut.idle_jobs | steps.any(), 0, stall + 1))
     h.check("never_stuck", stall < STALL)
     h.cover("both_attend_and_route", attend.valid & route.valid)
+    h.cover("idle_after_error", met & (n_released == 2) & dut.idle_jobs)
     h.cover("three_completed", (n_released == 3) & dut.completed & merged[0])
     return h
 
@@ -519,6 +522,14 @@ PROOFS = [
                 old="self.occupied[index] & (job.code == ErrorCode.NONE)",
                 new="self.occupied[index]",
                 caught_by="code",
+            ),
+            Bug(
+                name="job_with_error_never_over",
+                owner=Sequencer,
+                method="attend_stage",
+                old="self.flag(m, self.attended, context)\n                    m.d.sync",
+                new="m.d.sync",
+                caught_by="never_stuck",
             ),
             Bug(
                 name="chunks_of_the_job_before_count",
