@@ -1,7 +1,17 @@
 """Transports of the driver without a board: the golden model and the simulated unit."""
 
+import contextlib
+import mmap
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -14,6 +24,8 @@ from moska.sim.model import ModelDevice
 PAGE = 4096
 MEMORY_BYTES = 1 << 30  # memory that is not touched costs nothing
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+WAKE = "wake"  # message of SimTransport.wake
+END_SECONDS = 5.0  # that a child may take to end by itself
 
 
 def _size(text: str) -> int:
@@ -25,13 +37,33 @@ def _size(text: str) -> int:
     return size
 
 
-OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+def _trace(text: str) -> pathlib.Path:
+    if not text.endswith((".vcd", ".fst")):
+        raise ValueError
+    return pathlib.Path(text)
+
+
+Option = tuple[Callable[[str], Any], str]  # reads a value; what the value must be
+
+GOLDEN_OPTIONS: Mapping[str, Option] = {
     "memory": (_size, "a multiple of 4096 bytes, as 64M or 1G"),
+}
+TIMING_OPTIONS: Mapping[str, Option] = {  # of moska.sim.device.Device.timing
+    "latency": (int, "a number of cycles"),
+    "bytes_per_cycle": (float, "a number of bytes"),
+    "stall": (float, "a chance from 0 to 1"),
+    "shuffle": (lambda text: bool(int(text)), "0 or 1"),
+}
+SIM_OPTIONS: Mapping[str, Option] = {
+    **GOLDEN_OPTIONS,
+    **TIMING_OPTIONS,
+    "seed": (int, "an integer"),
+    "trace": (_trace, "a .vcd or .fst file"),
 }
 
 
 def parse(
-    scheme: str, options: Mapping[str, str], known: Mapping[str, tuple[Callable[[str], Any], str]]
+    scheme: str, options: Mapping[str, str], known: Mapping[str, Option]
 ) -> dict[str, Any]:
     """Return the values of a URI's options.
 
@@ -120,9 +152,209 @@ class GoldenTransport(MemoryTransport):
     def close(self) -> None:
         """Do nothing: memory goes with the object."""
 
+    def inject(self, **options: Any) -> None:
+        """Answer accesses to memory with an error, as :meth:`ModelDevice.inject`."""
+        self.model.inject(**options)
+
+    def clear_injections(self) -> None:
+        """Answer all accesses to memory with OKAY again."""
+        self.model.clear_injections()
+
+
+class SimTransport(MemoryTransport):
+    """The simulated Verilog, in a process of its own that shares memory with this one.
+
+    Cycles pass while the driver waits and with each access to a register. When the process ends,
+    :meth:`restart` starts another one with the same memory.
+
+    Parameters
+    ----------
+    config
+        the unit
+    memory_bytes
+        of memory, a multiple of 4096
+    timing
+        how memory answers, as :meth:`moska.sim.device.Device.timing` takes it
+    options
+        more arguments of :class:`moska.sim.device.Device`
+
+    Attributes
+    ----------
+    process
+        the child, None before the first start and when closed
+    """
+
+    stall_timeout = 600.0  # a large job takes minutes
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        memory_bytes: int = MEMORY_BYTES,
+        timing: Mapping[str, Any] | None = None,
+        **options: Any,
+    ):
+        self.config = config
+        self.process: subprocess.Popen | None = None
+        self._timing, self._options = dict(timing or {}), options
+        self._connection: Connection | None = None
+        self._call_lock, self._send_lock = threading.Lock(), threading.Lock()
+        # Files without a name: whatever ends, nothing stays behind.
+        self._memory_file = _memory_file(memory_bytes)
+        self._errors = tempfile.TemporaryFile()
+        super().__init__(
+            config, np.frombuffer(mmap.mmap(self._memory_file, memory_bytes), dtype=np.uint8)
+        )
+        self.description = f"simulated Verilog of {config.name}"
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable, "-m", "moska.sim.server",
+                    str(theirs.fileno()), str(self._memory_file),
+                ],
+                pass_fds=(theirs.fileno(), self._memory_file),
+                stdin=subprocess.DEVNULL, stdout=self._errors, stderr=self._errors,
+            )  # fmt: skip
+            self._connection = Connection(ours.detach())
+        self._exchange((self.config.parameters(), self._timing, self._options))
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """Call a method of the child's device, or read an attribute."""
+        if not self._call_lock.acquire(blocking=False):
+            self.wake()
+            self._call_lock.acquire()
+        try:
+            return self._exchange((name, arguments))
+        finally:
+            self._call_lock.release()
+
+    def _exchange(self, message: Any) -> Any:
+        if self._connection is None:
+            raise TransportError("simulator must run, but has ended")
+        try:
+            with self._send_lock:
+                self._connection.send(message)
+            good, value = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise TransportError(self._end()) from error
+        if good:
+            return value
+        raise value if isinstance(value, ValueError) else TransportError(str(value))
+
+    def _end(self) -> str:
+        """End the child; return how it ended."""
+        with self._send_lock:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        process, self.process = self.process, None
+        if process is None:
+            return "simulator is not running"
+        try:
+            code = process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip()
+        self._errors.seek(0)
+        self._errors.truncate()
+        return f"simulator ended {how}" + (f": {said[-2000:]}" if said else "")
+
+    # Transport ---------------------------------------------------------------------------------
+
+    def read32(self, offset: int) -> int:
+        """Read a register."""
+        return self.call("read32", offset=offset)
+
+    def write32(self, offset: int, value: int) -> None:
+        """Write a register."""
+        self.call("write32", offset=offset, value=value)
+
+    def wait(self, timeout: float) -> bool:
+        """Simulate until the interrupt is high."""
+        return self.call("wait", seconds=timeout)
+
+    def wake(self) -> None:
+        """End a wait of another thread early."""
+        with self._send_lock, contextlib.suppress(OSError):
+            if self._connection is not None:
+                self._connection.send(WAKE)
+
+    def reset(self) -> None:
+        """Reset the unit."""
+        self.call("reset")
+
+    def restart(self) -> None:
+        """Start a new child; the unit comes out of reset, memory is what it was."""
+        self._end()
+        self._start()
+
+    def close(self) -> None:
+        """End the child and give memory back."""
+        self._end()
+        self.memory = np.zeros(0, dtype=np.uint8)
+        if self._memory_file >= 0:
+            os.close(self._memory_file)
+            self._memory_file = -1
+        self._errors.close()
+
+    # For tests ---------------------------------------------------------------------------------
+
+    def timing(self, **options: Any) -> None:
+        """Set how memory answers; what is not given gets its default."""
+        self.call("timing", **options)
+        self._timing = options
+
+    def inject(self, **options: Any) -> None:
+        """Answer accesses to memory with an error, as :meth:`moska.sim.device.Device.inject`."""
+        self.call("inject", **options)
+
+    def clear_injections(self) -> None:
+        """Answer all accesses to memory with OKAY again."""
+        self.call("clear_injections")
+
+    @property
+    def violations(self) -> list[str]:
+        """Breaches of AXI since the child was started."""
+        return self.call("violations")
+
+
+def _memory_file(size: int) -> int:
+    """Return the descriptor of a file without a name, ``size`` zeros that take no room yet."""
+    if hasattr(os, "memfd_create"):
+        number = os.memfd_create("moska")
+    else:
+        with tempfile.TemporaryFile() as file:
+            number = os.dup(file.fileno())
+    os.truncate(number, size)
+    return number
+
 
 def open_golden(name: str, options: Mapping[str, str]) -> GoldenTransport:
     """Open ``golden:NAME?memory=1G``: the golden model of a preset or a TOML file."""
-    values = parse("golden", options, OPTIONS)
+    values = parse("golden", options, GOLDEN_OPTIONS)
     config = Config.load(name)
     return GoldenTransport(ModelDevice(config, memory_bytes=values.get("memory", MEMORY_BYTES)))
+
+
+def open_sim(name: str, options: Mapping[str, str]) -> SimTransport:
+    """Open ``sim:NAME?latency=100``: the simulated Verilog of a preset or a TOML file.
+
+    The first time, building it takes half a minute; see :class:`moska.sim.device.Device`.
+    """
+    values = parse("sim", options, SIM_OPTIONS)
+    config = Config.load(name)
+    timing = {name: values.pop(name) for name in TIMING_OPTIONS if name in values}
+    return SimTransport(
+        config, memory_bytes=values.pop("memory", MEMORY_BYTES), timing=timing, **values
+    )
