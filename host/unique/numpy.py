@@ -25,6 +25,11 @@ class NumpyPath(Path):
         """Return ``x``."""
         return x
 
+    def cast(self, x: NDArray[Any], like: Array) -> NDArray[Any]:
+        """Convert an array to the type of ``like``."""
+        array: NDArray[Any] = x.astype(like.dtype, copy=False)
+        return array
+
     def to_numpy(self, x: NDArray[Any]) -> NDArray[Any]:
         """Return ``x``."""
         return x

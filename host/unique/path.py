@@ -84,6 +84,10 @@ class Path(abc.ABC):
         """Bring an array to where ``like`` is; its type stays."""
 
     @abc.abstractmethod
+    def cast(self, x: Array, like: Array) -> Array:
+        """Convert an array to the type of ``like``."""
+
+    @abc.abstractmethod
     def to_numpy(self, x: Array) -> NDArray[Any]:
         """Bring an array of the path to NumPy; 16-bit floating point becomes float32."""
 
@@ -138,6 +142,10 @@ class TorchPath(Path):
     def from_numpy(self, x: NDArray[Any], like: Array) -> Array:
         """Bring an array to the device of the tensor ``like``; its type stays."""
         return self._torch.from_numpy(np.ascontiguousarray(x)).to(like.device, non_blocking=True)
+
+    def cast(self, x: Array, like: Array) -> Array:
+        """Convert a tensor to the type of ``like``."""
+        return x.to(like.dtype)
 
     def to_numpy(self, x: Array) -> NDArray[Any]:
         """Bring a tensor to NumPy; 16-bit floating point becomes float32."""
