@@ -18,29 +18,29 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from moska.gen.emit import TOP
+from moska.sim.netlist import (
+    ASSIGN,
+    BASES,
+    CONNECTION,
+    CONSTANT,
+    DECLARED,
+    INSTANCE,
+    MODULE,
+    PORT,
+    plain,
+    width,
+)
 
 ID_BITS = 16
 TOKEN = re.compile(
     r"\\\S+ ?|\$\w+|\d+'s?[hdb][0-9a-fxzXZ?_]+|[A-Za-z_]\w*|\d+|>>>|<<|>>|<=|>=|==|!=|&&|\|\||\S"
 )
-CONSTANT = re.compile(r"(?P<width>\d+)'(?P<base>[hdb])(?P<digits>[0-9a-f]+)")
 IDENTIFIER = re.compile(r"\\\S+|(?<![\w$'])[A-Za-z_]\w*")
-MODULE = re.compile(r"^module (?P<name>\S+)\s*\(.*?^endmodule$", re.M | re.S)
-ASSIGN = re.compile(r"^  assign (?P<target>.*?\S) += (?P<value>.*);$")
-DECLARED = re.compile(
-    r"^  (?:(?:input|output) )?(?:wire|reg) (?:signed )?(?:\[(?P<high>\d+):0\] )?"
-    r"(?P<name>\\\S+|\w+)"
-)
-MEMORY = re.compile(
-    r"^  reg (?:\[(?P<high>\d+):0\] )?(?P<name>\\\S+|\w+) +\[(?P<last>\d+):0\];"
-)
 WORD = re.compile(r"^    (?P<name>\\\S+|\w+) *\[(?P<index>\d+)\] = (?P<constant>\d+'[hdb]\w+);$")
 CONDITION = re.compile(r"^(?P<head> +(?:end else )?if) \((?P<value>.*)\)(?P<tail>(?: begin)?)$")
 LABEL = re.compile(r"^ +(?P<constant>\d+'[hdb][0-9a-f]+):$")
 SET_CONSTANT = re.compile(r"^ +(?P<target>\S.*?) += (?P<constant>\d+'[hdb][0-9a-f]+);$")
 LOAD = re.compile(r"^ +(?P<target>\S.*?) +<= (?P<value>.*);$")
-INSTANCE = re.compile(r"^  (?P<type>\\\S+|\w+) +(?P<name>\S+) +\($")
-CONNECTION = re.compile(r"^    \.(?P<port>\\\S+|\w+) *\((?P<value>.*)\),?$")
 
 SWAPS = {  # binary operator: (operator that takes its place, kind)
     "+": ("-", "arithmetic"), "-": ("+", "arithmetic"), "*": ("+", "arithmetic"),
@@ -89,17 +89,13 @@ class Mutant(Site):
     source: str = ""
 
 
-def _module_name(name):
-    return name.removeprefix("\\").removeprefix(f"{TOP}.")
-
-
 class _Constant:
     """A sized Verilog constant, unsigned."""
 
     def __init__(self, text):
         match = CONSTANT.fullmatch(text)
         self.width = int(match["width"])
-        self.value = int(match["digits"], {"h": 16, "d": 10, "b": 2}[match["base"]])
+        self.value = int(match["digits"], BASES[match["base"]])
 
     def text(self, value):
         return f"{self.width}'h{value % (1 << self.width):x}"
@@ -230,19 +226,15 @@ class Verilog:
         outputs, instances = defaultdict(set), []
         for module, (first, last) in self._spans.items():
             lines = self.lines[first : last + 1]
-            for line in lines:
-                if line.startswith("  output "):
-                    outputs[module] |= _identifiers(re.sub(r"\[\d+:0\]", "", line))
+            text = "\n".join(lines)
+            outputs[module] = {p["name"] for p in PORT.finditer(text) if p["way"] == "output"}
+            instances += [(module, instance) for instance in INSTANCE.finditer(text)]
             for targets, sources in self._statements(lines):
                 for target in targets:
                     uses[module, target] |= {(module, source) for source in sources}
-            for index, line in enumerate(lines):
-                if instance := INSTANCE.match(line):
-                    instances.append((module, instance["type"], lines[index + 1 :]))
-        for module, kind, lines in instances:
-            for line in lines:
-                if not (connection := CONNECTION.match(line)):
-                    break
+        for module, instance in instances:
+            kind = instance["type"]
+            for connection in CONNECTION.finditer(instance["ports"]):
                 names = {(module, name) for name in _identifiers(connection["value"])}
                 if connection["port"] in outputs[kind]:
                     for name in names:
@@ -284,14 +276,12 @@ class Verilog:
     # Places --------------------------------------------------------------------------------------
 
     def _module_sites(self, module, first, last):
-        name = _module_name(module)
+        name = plain(module).removeprefix(f"{TOP}.")
         lines = self.lines[first : last + 1]
         widths, tables = {}, defaultdict(dict)
         for line in lines:
-            if MEMORY.match(line):
-                continue
             if declared := DECLARED.match(line):
-                widths[declared["name"]] = int(declared["high"] or 0) + 1
+                widths[declared["name"]] = width(declared)
             elif (word := WORD.match(line)) and (module, word["name"]) in self._live:
                 tables[word["name"]][int(word["index"])] = _Constant(word["constant"])
         tables = {
@@ -314,8 +304,8 @@ class Verilog:
                 reset_depth = None if indent == reset_depth else reset_depth
                 continue
             if assign := ASSIGN.match(line):
-                width = _target_width(assign["target"], widths)
-                if width and self._is_live(module, assign["target"]):
+                bits = _target_width(assign["target"], widths)
+                if bits and self._is_live(module, assign["target"]):
                     for kind, change, code in _changes(assign["value"], self._rng):
                         yield Site(name, at, kind, change, code)
                     yield from self._table_sites(name, at, assign["value"], tables)
@@ -420,8 +410,8 @@ class Verilog:
         for at, line in enumerate(self.lines):
             if line.startswith("module "):
                 widths = {}
-            if not MEMORY.match(line) and (declared := DECLARED.match(line)):
-                widths[declared["name"]] = int(declared["high"] or 0) + 1
+            if declared := DECLARED.match(line):
+                widths[declared["name"]] = width(declared)
             if line.startswith(f"module {TOP}("):
                 line = line.replace(f"module {TOP}(", f"module {TOP}(mutant, ", 1)
             if line == "  input aclk;":
