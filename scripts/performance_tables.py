@@ -12,26 +12,20 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from statistics import fmean
 
 from moska.gen.bound import Bound
 from moska.gen.config import Config
-from moska.sim import chart
+from moska.sim import chart, page
 from moska.sim.causes import CAUSES
 from moska.sim.measure import LONG_JOB, Measurement
+from moska.sim.page import table
 from moska.sim.shapes import Pattern, Shape
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
 PAGE = DOCS / "performance.md"
 SETS = ("counters", "alone_counters")  # of a job of the demonstration: in a queue, alone
-
-
-def table(header: Iterable[str], rows: Iterable[Iterable[str]], *, left: int = 1) -> list[str]:
-    """Lines of a Markdown table; the first ``left`` columns are text."""
-    header = list(header)
-    marks = ["---"] * left + ["---:"] * (len(header) - left)
-    return [f"| {' | '.join(line)} |" for line in (header, marks, *rows)] + [""]
 
 
 def selection(shape: dict) -> str:
@@ -179,13 +173,10 @@ def demo_section(figures: dict) -> str:
 
 def put(name: str, section: str, source: pathlib.Path) -> str:
     """Replace a section of the page; returns the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not pattern.search(text):
-        sys.exit(f"{PAGE} must have a line <!-- {name} --> for {source}")
-    text = pattern.sub(lambda match: f"{match[1]}\n{section}\n{match[2]}", text)
-    PAGE.write_text(text, encoding="utf-8")
-    return text
+    try:
+        return page.put(PAGE, name, section)
+    except ValueError as error:
+        sys.exit(f"{error} for {source}")
 
 
 def refresh(path: pathlib.Path) -> None:
