@@ -361,7 +361,13 @@ def bench(config, preset, quick, only, checked, plot, seed, json_path):
         from moska.sim.shapes import LATENCIES, latencies, shapes
     except ImportError as error:
         raise Refusal(f"the extras sim and demo must be installed: {error}") from error
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     config = preset or config
     listed = [shape for shape in shapes(config, quick=quick) if not only or only in shape.name]
@@ -370,15 +376,29 @@ def bench(config, preset, quick, only, checked, plot, seed, json_path):
     if plot and plot.suffix not in (".png", ".svg"):
         raise Refusal(f"plot must be a .png or .svg file, not {plot}")
     console = make_console(json_path)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("generate the Verilog and build its simulator", total=len(listed))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    costs = {shape: measure.expected_cycles(config, shape) for shape in listed}
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        task = progress.add_task("", total=sum(costs.values()))
+        done = iter([0, *costs.values()])
+
+        def say(text):
+            progress.update(task, description=text)
+            if not console.is_terminal:
+                click.echo(text, err=True)
 
         def step(shape):
-            progress.update(task, advance=bool(started), description=shape.name)
-            started.append(shape)
+            progress.update(task, advance=next(done))
+            say(f"{listed.index(shape) + 1} of {len(listed)}: {shape.name}")
 
-        started = []
+        say("generate the Verilog and build its simulator (minutes, once)")
         try:
             with Device(config, memory_bytes=measure.MEMORY_BYTES, seed=seed) as device:
                 measured = measure.measure_all(

@@ -14,7 +14,7 @@ from moska.golden.unit import attend
 from moska.sim.causes import CAUSES, counter_error
 from moska.sim.driver import Outcome, RingDriver
 from moska.sim.job import Job, difference
-from moska.sim.shapes import Shape, make_job, same_work
+from moska.sim.shapes import Shape, estimate, make_job, same_work
 
 MEMORY_BYTES = 1 << 28
 RING_SIZE = 4  # log2; all jobs of a shape are announced at once
@@ -113,6 +113,12 @@ def counted_jobs(limits: Bound, shape: Shape) -> int:
     if not shape.judged:
         return 1
     return 4 if limits.bound < LONG_JOB else 3 if limits.bound < 4 * LONG_JOB else 2
+
+
+def expected_cycles(config: Config, shape: Shape) -> int:
+    """Cycles that measuring a shape simulates, about."""
+    limits = estimate(config, shape)
+    return limits.bound * (lead_jobs(config) + counted_jobs(limits, shape) + shape.judged)
 
 
 def job_limit(limits: Bound) -> int:

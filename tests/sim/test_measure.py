@@ -42,11 +42,7 @@ def test_every_shape_fits_the_unit(name, quick):
         assert shape.k is None or 1 <= shape.k <= shape.n_chunks
         assert shape.judged == (shape not in listed[len([s for s in listed if s.judged]) :])
     # Cycles in simulation, all jobs: minutes at the speed of the preset's model.
-    total = 0
-    for shape in listed:
-        limits = shapes.estimate(config, shape)
-        jobs = measure.lead_jobs(config) + measure.counted_jobs(limits, shape) + shape.judged
-        total += limits.bound * jobs
+    total = sum(measure.expected_cycles(config, shape) for shape in listed)
     assert total < (4e6 if quick else 40e6)
 
 
@@ -361,7 +357,7 @@ def test_measured_cycles_are_those_of_the_device(model_device, small_memory):
     found = measure.measure_all(device, TINY, SMALL, seed=SEED, progress=seen.append)
     assert seen == SMALL
     # Jobs still wait when those that count are complete: the contexts stay busy.
-    assert len(device.queue) >= TINY.contexts
+    assert device.waiting >= TINY.contexts
     for one in found:
         assert one.cycles == round(one.bound.bound * 1.03)
         assert one.spread == 0
@@ -441,6 +437,8 @@ def test_bench_command(command, tmp_path):
     )
     assert result.exit_code == 0, result.output
     assert "within 1.15" in result.stdout
+    # Without a terminal, a line a shape says how far it is.
+    assert result.stderr.splitlines()[-1].startswith("1 of 1: m16 c32 s")
     assert "Latencies left out" in result.stdout
     assert plot.stat().st_size > 1000
     loaded = json.loads(figures.read_text())
