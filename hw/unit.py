@@ -648,6 +648,7 @@ class Unit(wiring.Component):
             results.code.eq(sequencer.result_code),
             results.error_addr.eq(sequencer.result_error_addr),
             fetch.failed.eq(sequencer.failed),
+            fetch.next_listed.eq(sequencer.next_listed),
             fetch.score_done.eq(self.score_issue.score_done),
             # Values are read p_latency cycles after their issue.
             fetch.value_done.eq(

@@ -60,8 +60,10 @@ class Fetch(wiring.Component):
 
     Chunks of the job on ``attend`` and representatives of the job on ``route`` share the slots.
     Representatives take much of the score array and little of the memory, so they are spread over
-    the chunks: they are due while their chunks' ids are at most twice those of the chunks that are
-    read, which has them done by the middle of the job, and at the latest after PACE chunk slots.
+    the chunks: due as the ids of the chunks that are read pass by. With a job to follow the one on
+    ``attend``, the next five chunks' representatives are due for four ids, which has all of them
+    done in four fifths of a job of as many chunks and leaves a fifth for the selection. Without
+    one there is no time to lose: two for one id, and at the latest after PACE chunk slots.
 
     Loads go before the commands of slots. A slot takes one cycle and one for each command, a
     skipped chunk one.
@@ -76,6 +78,8 @@ class Fetch(wiring.Component):
         held until ready, which comes after the job's last command was issued
     load_cmd : :py:`In(stream.Signature(load_command_layout(n_contexts)))`
     cmd : :py:`Out(stream.Signature(read_command_layout(len(Channel), tag_layout(...))))`
+    next_listed : :py:`In(1)`
+        another job's chunks can be read when those of the one on ``attend`` are
     failed : :py:`In(n_contexts)`
         jobs that have failed: their next slot is their last
     wanted_chunk : Out, wanted : In
@@ -113,6 +117,7 @@ class Fetch(wiring.Component):
                 "route": In(job),
                 "load_cmd": In(stream.Signature(load_command_layout(n_contexts))),
                 "cmd": Out(stream.Signature(command)),
+                "next_listed": In(1),
                 "failed": In(n_contexts),
                 "wanted_chunk": Out(range(max_chunks)),
                 "wanted": In(1),
@@ -167,6 +172,8 @@ class Fetch(wiring.Component):
         self.chunk_granted = Signal()
         self.rep_granted = Signal()
         self.chunk_waits = Signal()  # a chunk asks, or will in the next cycle
+        # Ids passed by since the representatives asked first; more than any of theirs.
+        self.passed = Signal(range(2 * self.max_chunks))
         # Commands of a slot are left.
         self.chunk_issuing = Signal()
         self.rep_issuing = Signal()
@@ -191,23 +198,26 @@ class Fetch(wiring.Component):
         with m.FSM(name="chunks"):
             with m.State("IDLE"):
                 m.d.comb += scan.start.valid.eq(self.attend.valid)
+                m.d.sync += chunk.chunk.eq(0)
                 with m.If(self.attend.valid & scan.start.ready):
                     m.next = "FIND"
             with m.State("FIND"):
                 m.d.comb += [scan.o.ready.eq(1), self.chunk_waits.eq(scan.o.valid)]
-                m.d.sync += [
-                    found_last.eq(found.last),
-                    chunk.context.eq(job.context),
-                    chunk.chunk.eq(found.chunk),
-                    chunk.token.eq(found.token),
-                    # The last chunk may be short.
-                    chunk.left.eq(
-                        Mux(rest < descriptor.chunk_tokens, rest, descriptor.chunk_tokens)
-                    ),
-                    chunk.first.eq(1),
-                    chunk.job_last.eq(found.last),
-                ]
                 with m.If(scan.o.valid):
+                    m.d.sync += [
+                        found_last.eq(found.last),
+                        chunk.context.eq(job.context),
+                        chunk.chunk.eq(found.chunk),
+                        chunk.token.eq(found.token),
+                        # The last chunk may be short.
+                        chunk.left.eq(
+                            Mux(rest < descriptor.chunk_tokens, rest, descriptor.chunk_tokens)
+                        ),
+                        chunk.first.eq(1),
+                        chunk.job_last.eq(found.last),
+                    ]
+                    with m.If(~found.none & ~self.passed[-1]):
+                        m.d.sync += self.passed.eq(self.passed + found.chunk - chunk.chunk)
                     m.next = "ASK"
                     with m.If(found.none):
                         m.d.comb += [self.none.eq(1), self.attend.ready.eq(1)]
@@ -246,7 +256,7 @@ class Fetch(wiring.Component):
         ]
         with m.FSM(name="representatives"):
             with m.State("IDLE"):
-                m.d.sync += [rep.token.eq(0), rep.left.eq(left)]
+                m.d.sync += [rep.token.eq(0), rep.left.eq(left), self.passed.eq(0)]
                 with m.If(self.route.valid):
                     m.next = "ASK"
             with m.State("ASK"):
@@ -292,8 +302,15 @@ class Fetch(wiring.Component):
         n_chunk_slots = Signal(range(PACE + 1))  # since the last one
         due = Signal()
         rep_next = Signal()
+        passed = self.passed
         m.d.comb += [
-            due.eq((self.rep.chunk <= (self.chunk.chunk << 1)) | (n_chunk_slots == PACE)),
+            due.eq(
+                Mux(
+                    self.next_listed,
+                    self.rep.chunk <= passed + (passed >> 2),
+                    (self.rep.chunk <= passed << 1) | (n_chunk_slots == PACE),
+                )
+            ),
             rep_next.eq(self.rep_asks & (due | ~self.chunk_waits)),
         ]
         with m.If(self.rep_granted):

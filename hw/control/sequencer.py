@@ -63,6 +63,8 @@ class Sequencer(wiring.Component):
     ready : :py:`Out(n_contexts)`
         queries are on chip and the row state is empty
     route, attend : :py:`Out(stream.Signature(fetch_job_layout(n_contexts)))`
+    next_listed : :py:`Out(1)`
+        a job behind the one on ``attend`` has its chunks selected
     allocated : In
         valid, representative: a slot was allocated
     none : :py:`In(1)`
@@ -128,6 +130,7 @@ class Sequencer(wiring.Component):
                 "ready": Out(n_contexts),
                 "route": Out(fetch_job),
                 "attend": Out(fetch_job),
+                "next_listed": Out(1),
                 "allocated": In(representative),
                 "none": In(1),
                 "score_done": In(representative),
@@ -409,6 +412,7 @@ class Sequencer(wiring.Component):
             self.attend.payload.context.eq(context),
             self.attend.payload.descriptor.eq(job.descriptor),
             self.attend.payload.rep_shift.eq(job.rep_shift),
+            self.next_listed.eq((self.listed & ~self.fetched & ~(1 << context)) != 0),
         ]
         attending = Signal()
         with m.FSM(name="attend"):

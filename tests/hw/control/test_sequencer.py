@@ -269,7 +269,8 @@ class World:
     def drive_fetch(self, ctx, got):
         """Allocate slots for representatives and chunks; use them in order."""
         dut, rng = self.dut, self.rng
-        sides = [side for side in (self.reps, self.chunks) if side is not None and side[1]]
+        chunks = None if "chunks" in self.hung else self.chunks
+        sides = [side for side in (self.reps, chunks) if side is not None and side[1]]
         allocated = None
         if sides and len(self.slots) < N_SLOTS and self.may("fetch"):
             side = allocated = rng.choice(sides)
@@ -445,7 +446,15 @@ class World:
             if job.kind != "all" and self.rng.random() < 0.3:
                 n_slots = None
             self.chunks = [job, n_slots, self.cycle]
-        elif got["attend_ready"]:
+        if ctx.get(dut.attend.valid):
+            number = self.chunks[0].number + 1
+            behind = next((job for job in self.held if job.number == number), None)
+            listed = ctx.get(dut.next_listed)
+            if behind is None:
+                assert not listed, f"{self.at}: no job is behind"
+            elif behind.selects:
+                assert listed == (behind.selected < self.cycle), f"{self.at}: job {number}"
+        if got["attend_ready"]:
             assert ctx.get(dut.attend.valid), self.at
             job = self.chunks[0]
             job.fetched = self.cycle
@@ -589,6 +598,32 @@ def test_random_jobs(n_contexts, bus_bytes, pace, error):
     assert ErrorCode.NONE in codes or error > 0.5
     # Neighbours that answer at once leave no cycle in which only queries are waited for.
     assert set(world.causes) == set(Cause) - ({Cause.QUERY} if pace > 0.9 else set())
+
+
+@pytest.mark.parametrize("n_contexts", [2, 4])
+def test_next_job_is_listed(n_contexts):
+    """While a job's chunks are read, the jobs behind it are selected; the first one tells."""
+    dut = sequencer(n_contexts)
+    world = World(dut, seed=3, pace=0.5)
+
+    async def bench(ctx):
+        world.hung |= {"chunks"}
+        for number in range(n_contexts):
+            world.sent.append(Job(world.rng, "top_k", number))
+        while len(world.all) < n_contexts or world.all[1].selected >= world.cycle:
+            await world.step(ctx)
+            assert not ctx.get(dut.next_listed) or world.all[1].selected < world.cycle
+        # A cycle later, and from then on.
+        await world.step(ctx)
+        for _ in range(50):
+            await world.step(ctx)
+            assert ctx.get(dut.attend.valid)
+            assert ctx.get(dut.next_listed)
+        world.hung.clear()
+        await world.run(ctx, [])
+        assert not ctx.get(dut.next_listed)
+
+    run_world(dut, world, bench)
 
 
 @pytest.mark.parametrize(("n_contexts", "timeout"), [(2, 30), (4, 25), (2, 1)])
