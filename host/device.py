@@ -4,9 +4,11 @@ import contextlib
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,6 +201,19 @@ class _Piece:
     results: int  # address of the results
     sizes: dict[str, int]  # bytes of each result, padded, in order of address
     descriptor: bytes
+
+
+@dataclass(eq=False)
+class _Part:
+    """Rows of a call that fit a job, and all that its descriptor needs but addresses."""
+
+    call: _Call
+    handle: StoreHandle
+    fields: dict[str, int]
+    rows: slice
+    q: NDArray[np.int16]
+    q_scale: NDArray[np.uint16]
+    explicit: Bool | None
 
 
 class Device(contextlib.AbstractContextManager["Device"]):
@@ -442,6 +457,51 @@ class Device(contextlib.AbstractContextManager["Device"]):
         DeviceClosed
             when the device was closed.
         """
+        parts = self._parts(
+            handle, q, k=k, keep_first=keep_first, keep_last=keep_last, group=group,
+            explicit=explicit, n_tokens=n_tokens, route_only=route_only,
+            softmax_scale=softmax_scale, checksum=checksum,
+        )  # fmt: skip
+        self._enqueue(parts)
+        return parts[0].call.future
+
+    def submit_many(
+        self, jobs: Iterable[tuple[StoreHandle, Queries]], **options: Any
+    ) -> list[Future[Attention]]:
+        """Submit several jobs at once, which takes the host less than one by one.
+
+        Parameters
+        ----------
+        jobs
+            store and queries of each
+        options
+            those of :meth:`submit`, the same for all
+
+        Raises
+        ------
+        ValueError, OutOfMemory, DeviceClosed
+            as :meth:`submit`; some jobs may be under way then, whose results are lost.
+        """
+        calls = [self._parts(handle, q, **options) for handle, q in jobs]
+        self._enqueue([part for parts in calls for part in parts])
+        return [parts[0].call.future for parts in calls]
+
+    def _parts(
+        self,
+        handle: StoreHandle,
+        q: Queries,
+        *,
+        k: int | None = None,
+        keep_first: int = 1,
+        keep_last: int = 1,
+        group: int = 1,
+        explicit: Bool | None = None,
+        n_tokens: int | None = None,
+        route_only: bool = False,
+        softmax_scale: float | None = None,
+        checksum: bool | None = None,
+    ) -> list[_Part]:
+        """Check a call and cut it into parts that fit a job."""
         if handle.device is not self:
             raise ValueError("handle must be of this device")
         fields = handle.fields | self._span(handle, n_tokens)
@@ -467,17 +527,13 @@ class Device(contextlib.AbstractContextManager["Device"]):
             selected=explicit if k is None else np.zeros((n_rows, n_chunks), dtype=bool),
             left=len(cuts),
         )
-        for index, rows in enumerate(cuts):
-            part = None if explicit is None else explicit[rows]
-            try:
-                self._enqueue(call, handle, fields, rows, q_int[rows], q_scale[rows], part)
-            except BaseException as error:
-                # Pieces that are on their way end the call; here it never got a future.
-                with self._changed:
-                    call.error = error
-                    call.left -= len(cuts) - index
-                raise
-        return call.future
+        return [
+            _Part(
+                call, handle, fields, rows, q_int[rows], q_scale[rows],
+                None if explicit is None else explicit[rows],
+            )
+            for rows in cuts
+        ]  # fmt: skip
 
     def _span(self, handle: StoreHandle, n_tokens: int | None) -> dict[str, int]:
         if n_tokens is None:
@@ -567,20 +623,33 @@ class Device(contextlib.AbstractContextManager["Device"]):
             **{name: min(value or 0, MAX_FIELD) for name, value in numbers.items()},
         }
 
-    def _enqueue(
-        self,
-        call: _Call,
-        handle: StoreHandle,
-        fields: dict[str, int],
-        rows: slice,
-        q: NDArray[np.int16],
-        q_scale: NDArray[np.uint16],
-        explicit: Bool | None,
-    ) -> None:
-        """Place one piece in memory and hand it to the service thread."""
-        inputs = {"q_addr": pack_array(q), "q_scale_addr": pack_array(q_scale)}
-        if explicit is not None:
-            inputs["selection_addr"] = pack_selection(explicit)
+    def _enqueue(self, parts: Sequence[_Part]) -> None:
+        """Place parts in memory and hand them to the service thread."""
+        placed: list[_Piece] = []  # and not handed over
+        n_placed = 0
+        try:
+            for part in parts:
+                placed.append(self._place(part, placed))
+                n_placed += 1
+            self._hand_over(placed)
+        except BaseException as error:
+            with self._changed:
+                for piece in placed:
+                    self.memory.free(piece.address)
+                    self._live -= 1
+                # Pieces that are on their way end their calls; here these never got a future.
+                for part in parts[n_placed - len(placed) :]:
+                    part.call.error = error
+                    part.call.left -= 1
+                self._changed.notify_all()
+            raise
+
+    def _place(self, part: _Part, placed: list[_Piece]) -> _Piece:
+        """Place one part in memory; when it is full, hand over what was ``placed`` before."""
+        q, fields = part.q, part.fields
+        inputs = {"q_addr": pack_array(q), "q_scale_addr": pack_array(part.q_scale)}
+        if part.explicit is not None:
+            inputs["selection_addr"] = pack_selection(part.explicit)
         sizes = {}
         if fields["opcode"] == Opcode.ATTEND:
             sizes["o_addr"] = FP32_BYTES * q.size
@@ -589,10 +658,10 @@ class Device(contextlib.AbstractContextManager["Device"]):
             sizes["selection_addr"] = SELECTION_LINE * fields["n_chunks"]
         sizes = {name: _padded(size) for name, size in sizes.items()}
         raw = b"".join(inputs.values())
-        address = self._allocate(len(raw) + sum(sizes.values()))
+        address = self._allocate(len(raw) + sum(sizes.values()), placed)
         try:
             places, end = {}, address
-            for name, size in (*((n, len(part)) for n, part in inputs.items()), *sizes.items()):
+            for name, size in (*((n, len(x)) for n, x in inputs.items()), *sizes.items()):
                 places[name] = end
                 end += size
             self.transport.write(address, raw)
@@ -600,42 +669,47 @@ class Device(contextlib.AbstractContextManager["Device"]):
         except BaseException:
             self._release(address)
             raise
-        piece = _Piece(call, handle, rows, address, address + len(raw), sizes, descriptor)
+        return _Piece(
+            part.call, part.handle, part.rows, address, address + len(raw), sizes, descriptor
+        )
+
+    def _hand_over(self, placed: list[_Piece]) -> None:
+        """Let the service thread announce pieces, and take them off the list."""
         in_callback = threading.current_thread() is self._thread
         with self._changed:
-            if not in_callback:
-                self._changed.wait_for(
-                    lambda: self._closing or len(self._waiting) < self._ring.entries
-                )
-            if self._closing or handle.address is None:
-                self._live -= 1
-                self.memory.free(address)
-                self._changed.notify_all()
+            while placed:
+                if not in_callback:
+                    self._changed.wait_for(
+                        lambda: self._closing or len(self._waiting) < self._ring.entries
+                    )
                 if self._closing:
                     raise DeviceClosed("device must be open to submit jobs")
-                raise MoskaError("store must not be freed before it is used")
-            handle._jobs += 1
-            self._waiting.append(piece)
-            self._changed.notify_all()
+                if placed[0].handle.address is None:
+                    raise MoskaError("store must not be freed before it is used")
+                placed[0].handle._jobs += 1
+                self._waiting.append(placed.pop(0))
+                self._changed.notify_all()
             wake = self._in_wait
         if wake:
             self.transport.wake()
 
-    def _allocate(self, size: int) -> int:
+    def _allocate(self, size: int, placed: list[_Piece]) -> int:
         """Memory for a piece; waits for jobs under way to give theirs back."""
         in_callback = threading.current_thread() is self._thread
-        with self._changed:
-            while True:
+        while True:
+            with self._changed:
                 self._check_open()
                 try:
                     address = self.memory.allocate(size)
                 except OutOfMemory:
                     if not self._live or in_callback:
                         raise
-                    self._changed.wait()
+                    if not placed:
+                        self._changed.wait()
                 else:
                     self._live += 1
                     return address
+            self._hand_over(placed)
 
     def _release(self, address: int) -> None:
         with self._changed:

@@ -13,6 +13,8 @@ import numpy as np
 
 Array = Any  # a NumPy array or a torch tensor
 
+LOWEST = float(np.finfo(np.float32).min)
+
 # What FlashInfer has for an empty set: its kernels calculate with a finite "infinity", because two
 # real ones subtract to no number. Merging n empty sets there adds log2(n), so any LSE far below
 # what scores can give means an empty set.
@@ -46,17 +48,15 @@ def merge_states(
     xp = namespace(lse_a)
     o_a, lse_a, o_b, lse_b = (_single(xp, x) for x in (o_a, lse_a, o_b, lse_b))
     exp, log = (xp.exp2, xp.log2) if base2 else (xp.exp, xp.log)
-    top = xp.maximum(lse_a, lse_b)
-    # With both sets empty, -inf - -inf is not a number: measure from zero instead.
-    base = xp.where(xp.isneginf(top), xp.zeros_like(top), top)
+    # With both sets empty, -inf - -inf is not a number: measure from the lowest one instead.
+    base = xp.maximum(lse_a, lse_b).clip(LOWEST)
     w_a, w_b = exp(lse_a - base), exp(lse_b - base)
     total = w_a + w_b
-    # ... and a weight of 0 / 0 is none either: divide by one instead.
-    some = total > 0
-    safe = xp.where(some, total, xp.ones_like(total))
+    # One weight is 1, or both are 0: then a quotient is none either, so divide by one instead.
+    safe = total.clip(1.0)
     o = o_a * (w_a / safe)[..., None] + o_b * (w_b / safe)[..., None]
-    lse = xp.where(some, base + log(safe), xp.full_like(total, -math.inf))
-    return o, lse
+    with np.errstate(divide="ignore"):
+        return o, base + log(total)
 
 
 def from_base2(lse: Array) -> Array:

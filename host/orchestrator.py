@@ -23,7 +23,7 @@ from moska.host.context import Context, Segment
 from moska.host.device import Attention
 from moska.host.library import Library
 from moska.host.merge import merge_states
-from moska.host.policy import Decision, Policy, Work, itemsize, measure, work_cycles
+from moska.host.policy import Decision, Policy, Work, itemsize, measure
 from moska.host.pool import Lease
 from moska.host.unique.path import Array, Path
 
@@ -319,10 +319,7 @@ class Step:
                     if decision.unit:
                         self._submit(layer, one, scale)
                         pending.append(one)
-                        policy = self.settings.policy
-                        estimated += work_cycles(
-                            self._library.device.parameters, decision.work, policy.bytes_per_cycle
-                        )
+                        estimated += decision.estimates.cycles
                     else:
                         aside.append(one)
             with self._time("unique"):
@@ -453,15 +450,12 @@ class Step:
                 "group": self._group,
             }
         with self._time("submit"):
-            for head, (q, q_scale) in enumerate(zip(integers, scales, strict=True)):
-                one.futures.append(
-                    self._library.device.submit(
-                        batch.segment.handle(layer, head),
-                        (q, q_scale),
-                        n_tokens=batch.n_tokens,
-                        **routing,
-                    )
-                )
+            handles = [batch.segment.handle(layer, head) for head in range(len(integers))]
+            one.futures = self._library.device.submit_many(
+                zip(handles, zip(integers, scales, strict=True), strict=True),
+                n_tokens=batch.n_tokens,
+                **routing,
+            )
         self.report.rows += integers.shape[0] * integers.shape[1]
         self.report.jobs += len(integers)
 
@@ -486,7 +480,12 @@ class Step:
         if not states:
             return unique
         with self._time("merge"):
-            o, lse = (self._path.from_numpy(x, q) for x in _merged(states, tuple(q.shape)))
+            shared = _merged(states, tuple(q.shape))
+            path = self._path
+            if path.device == "cpu":  # NumPy is quicker on small arrays, and memory is one
+                o, lse = merge_states(*shared, *map(path.to_numpy, unique))
+                return path.from_numpy(o, q), path.from_numpy(lse, q)
+            o, lse = (path.from_numpy(x, q) for x in shared)
             return merge_states(o, lse, *unique)
 
     def _result(self, one: _Pending) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -156,7 +156,8 @@ def itemsize(x: Array) -> int:
 class Estimates:
     """What a layer is expected to take, in seconds; None: not known."""
 
-    unit: float | None  # the unit's cycles
+    cycles: int  # of the unit at its bound
+    unit: float | None  # these cycles, times what jobs took more so far
     host: float  # the host's work for the unit's jobs
     path: float | None  # the span's attention on the path
     unique: float | None  # the unique part on the path, which the unit's time hides behind
@@ -241,16 +242,16 @@ class Policy:
             of the unique part of the same layer.
         """
         clock = self.clock_mhz or clock_mhz
-        cycles = work_cycles(unit, work, self.bytes_per_cycle) * self.cycles_ratio
+        cycles = work_cycles(unit, work, self.bytes_per_cycle)
         host = work.n_kv_heads * self.seconds_per_job
-        on_unit = None if clock is None else cycles / (clock * 1e6)
+        on_unit = None if clock is None else cycles * self.cycles_ratio / (clock * 1e6)
         on_path = unique = None
         if self.rates is not None:
             elements = work.n_kv_heads * work.n_tokens * work.head_dim
             macs = 2 * elements * work.n_rows
             on_path = self.rates.seconds(2 * elements * kv_bytes, macs)
             unique = self.rates.seconds(unique_bytes, unique_macs)
-        estimates = Estimates(on_unit, host, on_path, unique)
+        estimates = Estimates(cycles, on_unit, host, on_path, unique)
         if self.always is not None:
             return Decision(self.always == "unit", f"always {self.always}", estimates, work)
         if on_unit is None or on_path is None or unique is None:
