@@ -292,6 +292,11 @@ class ModelDevice:
 
     # Rings -------------------------------------------------------------------------------------
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that are announced and not complete."""
+        return (self._registers.get(regmap.TAIL, 0) - self._completed) & 0xFFFF
+
     def run(self, max_cycles: int, *, until_interrupt: bool = True) -> int:
         """Run until the interrupt is high, at most ``max_cycles``; return the cycles run."""
         start, end = self.cycle, self.cycle + max_cycles

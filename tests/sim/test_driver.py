@@ -102,7 +102,7 @@ def test_jobs_are_announced_with_one_doorbell(model_device, rng):
     driver = RingDriver(device, ring_size=2, limit=MEMORY)
     job = Job(store(rng, 32), *queries(rng, 1))
     driver.post([driver.place(job) for _ in range(3)])
-    assert device.fetched == 3
+    assert device.waiting == 3
     assert driver.room == 1
     assert driver.collect() == []
     outcomes = driver.wait(2, max_cycles=10_000)
