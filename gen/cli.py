@@ -68,20 +68,26 @@ def main():
     """
 
 
-@main.command(short_help="Show a configuration and what follows from it.")
-@click.argument("config", type=ConfigType())
+@main.command(short_help="Show a configuration and what follows from it, or the host side.")
+@click.argument("config", type=ConfigType(), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def info(config, as_json):
     """Show the parameters of CONFIG and what follows from them.
 
     That is: shapes of the arrays, widths of the numbers in bits, bits of each memory, and the
-    figures that the cycle bound of a job is made of.
+    figures that the cycle bound of a job is made of. Without CONFIG, show what the host side finds
+    on this machine: links to units, and what could compute the requests' own attention.
 
     \b
     Examples:
+      moska info
       moska info ulx3s
       moska info my_unit.toml --json
     """
+    if config is None:
+        show_host(as_json)
+        return
+
     from moska.gen.info import as_dict, sections
 
     if as_json:
@@ -101,6 +107,32 @@ def info(config, as_json):
             plain = isinstance(entry.value, str)
             table.add_row(entry.name, entry.value if plain else f"{entry.value:,}", entry.meaning)
         console.print(table)
+
+
+def show_host(as_json):
+    """Print what the host side finds on this machine."""
+    from moska.host.info import found
+
+    shown = found()
+    if as_json:
+        click.echo(json.dumps(shown, indent=2))
+        return
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"moska {shown['version']}", highlight=False)
+    table = Table("URI", "from", title="Links to units", title_justify="left")
+    for scheme, value in shown["transports"].items():
+        table.add_row(scheme, value)
+    console.print(table)
+    table = Table("path", "", "what, or why not", title="Unique part", title_justify="left")
+    for path in shown["paths"]:
+        chosen = path["name"] == shown["chosen_path"]
+        state = "chosen" if chosen else "usable" if path["usable"] else "no"
+        table.add_row(path["name"], state, path["detail"])
+    console.print(table)
 
 
 @main.command(short_help="Write the unit's Verilog and what belongs to it.")

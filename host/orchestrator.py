@@ -57,7 +57,8 @@ class Settings:
             return None
         if isinstance(self.k, int):
             return min(n_chunks, -(-self.k * n_chunks // of))
-        return math.ceil(self.k * n_chunks)
+        # Without the last digits: 7 % of 100 are 7.000000000000001.
+        return math.ceil(round(self.k * n_chunks, 9))
 
 
 @dataclass(eq=False)

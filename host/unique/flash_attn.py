@@ -3,7 +3,7 @@
 import importlib
 from typing import Any, ClassVar, NamedTuple
 
-from moska.host.unique.path import Array, TorchPath, missing, no_cuda
+from moska.host.unique.path import Array, TorchPath, no_cuda_for
 from moska.host.unique.torch_cuda import TorchCudaPath
 
 
@@ -32,7 +32,7 @@ class FlashAttnPath(TorchPath):
     @classmethod
     def unusable(cls) -> str | None:
         """Tell that flash-attn or a GPU is missing."""
-        return missing("flash_attn") or no_cuda()
+        return no_cuda_for("flash_attn")
 
     def _attend(
         self, q: Array, k: Array, v: Array, mask: Array | None, scale: float

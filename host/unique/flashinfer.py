@@ -4,7 +4,7 @@ import importlib
 from typing import Any, ClassVar
 
 from moska.host.merge import from_base2
-from moska.host.unique.path import Array, TorchPath, dtype_name, missing, no_cuda
+from moska.host.unique.path import Array, TorchPath, dtype_name, no_cuda_for
 
 WORKSPACE_BYTES = 128 << 20  # what FlashInfer recommends
 
@@ -27,7 +27,7 @@ class FlashInferPath(TorchPath):
     @classmethod
     def unusable(cls) -> str | None:
         """Tell that FlashInfer or a GPU is missing."""
-        return missing("flashinfer") or no_cuda()
+        return no_cuda_for("flashinfer")
 
     def _attend(
         self, q: Array, k: Array, v: Array, mask: Array | None, scale: float

@@ -190,18 +190,28 @@ def fold(x: Array, n_kv_heads: int) -> Array:
     return x.reshape(b, n_kv_heads, h // n_kv_heads * t, d)
 
 
-def missing(*modules: str) -> str | None:
-    """Tell which of the packages is not installed, or None."""
-    for module in modules:
-        if sys.modules.get(module) is None and importlib.util.find_spec(module) is None:
-            return f"{module} is not installed"
+def unimportable(module: str) -> str | None:
+    """Tell why a package cannot be imported, or None."""
+    if sys.modules.get(module) is None and importlib.util.find_spec(module) is None:
+        return f"{module} is not installed"
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError, RuntimeError) as error:
+        return f"{module} cannot be imported: {error}"
     return None
 
 
 def no_cuda() -> str | None:
     """Tell why torch cannot compute on a GPU, or None."""
-    reason = missing("torch")
+    reason = unimportable("torch")
     if reason:
         return reason
     torch: Any = importlib.import_module("torch")
     return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def no_cuda_for(module: str) -> str | None:
+    """Tell why a package that needs a GPU cannot be used, or None; without one, do not import."""
+    if importlib.util.find_spec(module) is None:
+        return f"{module} is not installed"
+    return no_cuda() or unimportable(module)

@@ -3,7 +3,7 @@
 import math
 from typing import Any, ClassVar
 
-from moska.host.unique.path import Array, TorchPath, fold, missing
+from moska.host.unique.path import Array, TorchPath, fold, unimportable
 
 # The operator is private: what it takes and returns is checked before it is used.
 OPERATOR = "_scaled_dot_product_flash_attention_for_cpu"
@@ -26,7 +26,7 @@ class TorchCpuPath(TorchPath):
     @classmethod
     def unusable(cls) -> str | None:
         """Tell that torch is not installed."""
-        return missing("torch")
+        return unimportable("torch")
 
     def _attend(
         self, q: Array, k: Array, v: Array, mask: Array | None, scale: float

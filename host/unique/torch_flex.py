@@ -5,7 +5,7 @@ import math
 import warnings
 from typing import Any, ClassVar
 
-from moska.host.unique.path import Array, TorchPath, missing, no_cuda
+from moska.host.unique.path import Array, TorchPath, no_cuda, unimportable
 
 
 class TorchFlexPath(TorchPath):
@@ -30,7 +30,7 @@ class TorchFlexPath(TorchPath):
     @classmethod
     def unusable(cls) -> str | None:
         """Tell that torch, or this function of it, is missing."""
-        reason = missing("torch")
+        reason = unimportable("torch")
         if reason:
             return reason
         try:

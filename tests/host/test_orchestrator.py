@@ -238,6 +238,24 @@ def test_settings_are_checked(k):
         Settings(k=k)
 
 
+@pytest.mark.parametrize(
+    ("k", "n_chunks", "of", "expected"),
+    [
+        (None, 5, 5, None),
+        (16, 64, 64, 16),
+        (16, 32, 64, 8),
+        (16, 1, 64, 1),
+        (16, 5, 5, 5),
+        (0.25, 64, 100, 16),
+        (0.07, 100, 100, 7),
+        (0.01, 3, 3, 1),
+        (1.0, 3, 3, 3),
+    ],
+)
+def test_chunks_that_a_row_keeps_of_a_span(k, n_chunks, of, expected):
+    assert Settings(k=k).chunks(n_chunks, of) == expected
+
+
 def test_report(library):
     """Requests that share a span share its jobs; what differs makes jobs of its own."""
     with Orchestrator(library, unique.get("numpy"), policy=UNIT) as orchestrator:

@@ -1,5 +1,6 @@
 """Paths of the unique part against float64; the ones of a GPU through recorded calls."""
 
+import importlib.machinery
 import subprocess
 import sys
 import types
@@ -213,6 +214,18 @@ def test_names():
         unique.best(device="cpu", dtype="int8")
 
 
+def test_a_package_that_is_broken_is_told(tmp_path):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart is missing')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from moska.host import unique; "
+        "print(unique.best().name, [x.detail for x in unique.available() if x.name == 'torch-cpu'])"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout == "numpy ['torch cannot be imported: libcudart is missing']\n"
+
+
 def test_nothing_is_imported_that_is_not_asked_for():
     code = (
         "import sys, moska.host, moska.host.unique, moska.host.merge, moska.host.policy, "
@@ -247,6 +260,12 @@ def gpu(monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     return torch
+
+
+def fake_module(name):
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, loader=None)
+    return module
 
 
 class RaggedWrapper:
@@ -295,7 +314,7 @@ class RaggedWrapper:
 
 
 def test_flashinfer(gpu, monkeypatch):
-    module = types.ModuleType("flashinfer")
+    module = fake_module("flashinfer")
     module.__version__ = "0.7"
     module.BatchPrefillWithRaggedKVCacheWrapper = RaggedWrapper
     monkeypatch.setitem(sys.modules, "flashinfer", module)
@@ -347,7 +366,7 @@ calls = []
 
 @pytest.mark.parametrize("shape", SHAPES[:3])
 def test_flash_attn(gpu, monkeypatch, shape):
-    module = types.ModuleType("flash_attn")
+    module = fake_module("flash_attn")
     module.flash_attn_with_kvcache = flash_attn_with_kvcache
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     path = unique.get("flash-attn")
@@ -369,7 +388,7 @@ def test_flash_attn(gpu, monkeypatch, shape):
 
 
 def test_flash_attn_leaves_other_masks_to_torch(gpu, monkeypatch):
-    module = types.ModuleType("flash_attn")
+    module = fake_module("flash_attn")
     module.flash_attn_with_kvcache = None
     monkeypatch.setitem(sys.modules, "flash_attn", module)
     # The kernels of a GPU do not run here, explicit softmax does.
