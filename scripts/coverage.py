@@ -22,7 +22,7 @@ import moska.sim.fuzz
 from moska.gen.config import Config
 from moska.sim.device import cache_directory, generated
 from moska.sim.page import table
-from moska.sim.reach import KINDS, CountingDevice, Counts, Tally, tally
+from moska.sim.reach import KINDS, CountingDevice, Counts, Tally, component, tally
 from moska.sim.suite import Difference, Suite
 
 TARGETS = {"lines": 0.95, "toggles": 0.90}
@@ -50,12 +50,6 @@ def run(config: Config, cache: pathlib.Path, n_fuzz: int) -> tuple[Counts, list[
             except moska.sim.fuzz.FuzzError as error:
                 wrong.append(f"{config.name}: {error}")
     return counts, wrong
-
-
-def component(module: str) -> str:
-    """Return the row of the table: parts of a component of the unit are added to it."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else parts[0]
 
 
 def figures(tallies: dict[str, Tally]) -> dict:

@@ -195,6 +195,12 @@ class CountingDevice(Device):
         super().close()
 
 
+def component(module: str) -> str:
+    """Part of the unit that a module belongs to: of "unit.results.finisher" it is "results"."""
+    parts = module.split(".")
+    return parts[min(1, len(parts) - 1)]
+
+
 @dataclasses.dataclass
 class Tally:
     """Points of a part of the design: of each of KINDS, reached and counted; and constant bits."""

@@ -203,7 +203,7 @@ class Verilog:
 
     def __init__(self, text: str, *, seed: int = 0):
         self.lines = text.splitlines()
-        self._rng = random.Random(seed)
+        self._seed = seed
         self._spans = {}
         for match in MODULE.finditer(text):
             first = text.count("\n", 0, match.start())
@@ -277,6 +277,8 @@ class Verilog:
 
     def _module_sites(self, module, first, last):
         name = plain(module).removeprefix(f"{TOP}.")
+        # Of its own: a change of a module leaves the sites of others as they are.
+        rng = random.Random(f"{self._seed} {name}")
         lines = self.lines[first : last + 1]
         widths, tables = {}, defaultdict(dict)
         for line in lines:
@@ -306,9 +308,9 @@ class Verilog:
             if assign := ASSIGN.match(line):
                 bits = _target_width(assign["target"], widths)
                 if bits and self._is_live(module, assign["target"]):
-                    for kind, change, code in _changes(assign["value"], self._rng):
+                    for kind, change, code in _changes(assign["value"], rng):
                         yield Site(name, at, kind, change, code)
-                    yield from self._table_sites(name, at, assign["value"], tables)
+                    yield from self._table_sites(name, at, assign["value"], tables, rng)
                 continue
             if not any((module, target) in self._live for target in targets):
                 continue
@@ -317,15 +319,15 @@ class Verilog:
             elif label := LABEL.match(line):
                 if "/* empty */" in lines[offset + 1]:
                     continue
-                flipped = _Constant(label["constant"]).flips(self._rng)
+                flipped = _Constant(label["constant"]).flips(rng)
                 yield Site(name, at, "constant", f"label to {flipped}", flipped)
             elif clocked and (load := LOAD.match(line)):
                 if self._is_live(module, load["target"]):
                     yield Site(name, at, "stuck", "not loaded")
-                    yield from self._table_sites(name, at, load["value"], tables)
+                    yield from self._table_sites(name, at, load["value"], tables, rng)
             elif not clocked and (constant := SET_CONSTANT.match(line)):
                 if self._is_live(module, constant["target"]):
-                    flipped = _Constant(constant["constant"]).flips(self._rng)
+                    flipped = _Constant(constant["constant"]).flips(rng)
                     change = f"{constant['constant']} to {flipped}"
                     yield Site(name, at, "constant", change, flipped)
 
@@ -343,13 +345,14 @@ class Verilog:
                 targets |= _identifiers(re.sub(r"\[.*?\]", "", found["target"]))
         return targets
 
-    def _table_sites(self, module, at, value, tables):
+    @staticmethod
+    def _table_sites(module, at, value, tables, rng):
         for table, words in tables.items():
             match = re.fullmatch(re.escape(table) + r" *\[(?P<address>.*)\]", value)
             if not match:
                 continue
             for index, word in words.items():
-                mask = word.text(1 << self._rng.randrange(word.width))
+                mask = word.text(1 << rng.randrange(word.width))
                 code = (
                     f"{value} ^ (({match['address']}) == {index} ? {mask} : {word.text(0)})"
                 )
@@ -365,12 +368,12 @@ class Verilog:
         A module's share grows with the root of its number of sites.
         """
         wanted = None if modules is None else set(modules)
-        rng = random.Random(seed)
         queues = {}
         for module in dict.fromkeys(site.module for site in self.sites):
             if wanted is None or module in wanted:
                 queues[module] = self._in_turn(
-                    [site for site in self.sites if site.module == module], rng
+                    [site for site in self.sites if site.module == module],
+                    random.Random(f"{seed} {module}"),
                 )
         total = sum(len(queue) ** 0.5 for queue in queues.values())
         chosen = []

@@ -187,10 +187,22 @@ def extremes(config, rng):
     for group in sorted({2, 3, most}):
         q = queries(rng, most - most % group, dim)
         made.append(Job(even, *q, k=n_chunks // 2 - 1, keep_first=0, keep_last=0, group=group))
-    # A token of weight 1: LSE is 0, and quotients just below a power of two round up to it.
+    # LSE just above 0: 64 tokens of weight 1 / 64 and one of weight 2**-21.
+    one = np.full(65, 0x3F80, np.uint16)
+    keys = np.zeros((65, dim), np.int8)
+    keys[:, 0] = 1
+    keys[64, 1] = 1
+    q = np.zeros((1, dim), np.int16)
+    q[0, :2] = -6, -15
+    made.append(Job(Store(keys, keys, one, one, 80), q, one[:1]))
+    # Half of the smallest floats: less than the least that is not 0, or just that.
     powers = np.resize(np.array([1, -2, 4, -8, 16, -32, 64, -128, 0, 127], np.int8), (1, dim))
-    one = np.full(1, 0x3F80, np.uint16)
-    made.append(Job(Store(powers, powers, one, one, 16), *quantize_q(np.zeros((1, dim)))))
+    halves = np.concatenate((powers, np.zeros_like(powers)))
+    zero = quantize_q(np.zeros((most, dim)))
+    made.append(Job(Store(halves, halves, one[:2], np.full(2, 0x0080, np.uint16), 16), *zero))
+    # A token of weight 1: LSE is 0, and quotients just below a power of two round up to it. Its
+    # queries take longer than its products.
+    made.append(Job(Store(powers, powers, one[:1], one[:1], 16), *zero))
     return [dataclasses.replace(job, tag=0xE0000000 + 77 * i) for i, job in enumerate(made)]
 
 
