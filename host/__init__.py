@@ -3,7 +3,7 @@
 It never imports the hardware.
 """
 
-from moska.host.device import Attention, Device, Statistics, StoreHandle, open
+from moska.host.device import Device, Statistics, open
 from moska.host.errors import (
     BudgetExceeded,
     ChecksumError,
@@ -24,6 +24,8 @@ from moska.host.errors import (
     WriteError,
 )
 from moska.host.geometry import Geometry
+from moska.host.handle import StoreHandle
+from moska.host.job import Attention
 from moska.host.library import Library
 from moska.host.rope import Llama3Scaling, Rope
 from moska.host.transport import Transport

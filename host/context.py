@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from moska.golden.unit import Store
 from moska.host.chunks import Tokens, short
-from moska.host.device import StoreHandle
+from moska.host.handle import StoreHandle
 from moska.host.run import Run
 
 

@@ -20,7 +20,7 @@ from moska.golden.formats import scale_value
 from moska.golden.quantize import quantize_q
 from moska.golden.unit import Store, route
 from moska.host.context import Context, Segment
-from moska.host.device import Attention
+from moska.host.job import Attention
 from moska.host.library import Library
 from moska.host.merge import merge_states
 from moska.host.policy import Decision, Policy, Work, itemsize, measure

@@ -11,8 +11,9 @@ from rich.progress import track
 from moska.golden.unit import Store
 from moska.host.chunks import ChunkFormat
 from moska.host.context import Context, Segment, Span
-from moska.host.device import Device, StoreHandle
+from moska.host.device import Device
 from moska.host.errors import BudgetExceeded, NotStored, OutOfMemory
+from moska.host.handle import StoreHandle
 from moska.host.run import Run
 
 Handles = list[list[StoreHandle]]  # of each layer, of each KV head
