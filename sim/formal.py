@@ -267,7 +267,7 @@ def programs(folder):
             abc.symlink_to(pathlib.Path(pyosys.__file__).with_name("yosys-abc"))
 
 
-def run(harness, folder, *, engine, depth=20, only=None, timeout=600):
+def run(harness, folder, *, engine, depth=20, only=None, timeout=1800):
     """Run one proof of ``harness`` in ``folder``, which is made anew; traces stay there.
 
     ``only``: name of the one check to look at, else all.
