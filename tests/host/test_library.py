@@ -375,6 +375,24 @@ def test_the_least_recently_used_goes_first_children_before_parents(library, mod
     check(library)
 
 
+@pytest.mark.parametrize("use", ["match", "lease", "compose", "add"])
+def test_looking_up_is_use(library, model, use):
+    old, new = text(model, 67, 2 * CHUNK), text(model, 68, 2 * CHUNK)
+    context = add(library, model, old, name="old")
+    add(library, model, new, name="new")
+    if use == "add":
+        add(library, model, old)
+    elif use == "lease":
+        library.lease(context).release()
+    else:
+        {"match": library.match, "compose": library.compose}[use](
+            old if use == "match" else ["old"]
+        )
+    library.evict(1)
+    assert library.match(old).n_chunks == 2
+    assert library.match(new).n_chunks == 0
+
+
 def test_evict_tells_what_it_freed(library, model, tiny):
     for seed in (25, 26, 27):
         add(library, model, text(model, seed, 3 * CHUNK))
