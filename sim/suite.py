@@ -557,6 +557,33 @@ def windows(bench, made, timing, rng):
     bench.run([placed])
 
 
+def guards(bench, made, timing, rng):
+    """Windows that close over a job on its way: nothing outside is touched; a reset mends it."""
+    device = bench.device
+    for direction, field in (("READ", "v_addr"), ("WRITE", "o_addr")):
+        device.timing(**timing)
+        (placed,) = bench.place(made["long"])
+        bench.driver.post([placed])
+        device.run(900, until_interrupt=False)
+        count = bench.driver.announced
+        bench.register("HEAD", device.read32(regmap.HEAD), count)
+        limit = placed.image.fields[field] - 1
+        bench.driver.write64(f"{direction}_LIMIT", limit)
+        device.run(16, until_interrupt=False)  # what was checked before is on its way
+        whole = (bench.first, bench.last + 1)
+        device.allow(**{"read": whole, "write": whole, direction.lower(): (bench.first, limit + 1)})
+        device.run(20_000, until_interrupt=False)
+        bench.check_quiet()
+        status = device.read32(regmap.STATUS)
+        faults = (regmap.STATUS_READ_FAULT_MASK, regmap.STATUS_WRITE_FAULT_MASK)
+        expected = faults[0] if direction == "READ" else faults[1]
+        bench.register("STATUS faults", status & sum(faults), expected)
+        bench.register("COMPLETED", device.read32(regmap.COMPLETED), count - 1)
+        device.reset()
+        bench.restart()
+        bench.run(bench.place(made["simple"]["dense"]))
+
+
 def wait(bench, count):
     """Wait for good jobs without looking at more than their completion."""
     try:
@@ -846,6 +873,7 @@ SCENES = (
     Scene("checksums", checksums, CALM, BASES[1]),
     Scene("checksums rough", checksums, ROUGH, BASES[0], 1),
     Scene("windows", windows, CALM, BASES[1]),
+    Scene("guards", guards, {"latency": 50}, BASES[1]),
     Scene("doorbell", doorbell, CALM, BASES[0], 2),
     Scene("registers", registers, CALM, BASES[0]),
     Scene("registers rough", registers, ROUGH, BASES[1]),
