@@ -5,9 +5,8 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -540,13 +539,24 @@ class Step:
             )
         return np.repeat(np.stack(chunks), store.chunk_tokens, axis=2)[:, :, : batch.n_tokens]
 
-    @contextmanager
-    def _time(self, part: str) -> Generator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.report.seconds[part] += time.perf_counter() - start
+    def _time(self, part: str) -> "_Timer":
+        return _Timer(self.report.seconds, part)
+
+
+class _Timer:
+    """Adds the time in its context to one of the seconds; quicker than a generator."""
+
+    __slots__ = ("_part", "_seconds", "_start")
+
+    def __init__(self, seconds: dict[str, float], part: str) -> None:
+        self._seconds = seconds
+        self._part = part
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *exception: object) -> None:
+        self._seconds[self._part] += time.perf_counter() - self._start
 
 
 def _merged(

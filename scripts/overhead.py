@@ -1,7 +1,8 @@
 """Time that the host adds to a step, against torch's attention over the same unique keys.
 
-    python scripts/overhead.py                   # torch on the CPU; JSON in build/overhead.json
-    python scripts/overhead.py --requests 64 --group 1 --tokens 128 512
+    python scripts/overhead.py                       # JSON in build/overhead.json
+    python scripts/overhead.py --page docs/serving.md
+    python scripts/overhead.py --shapes 32x2 --tokens 1024
 
 A unit that completes every job at once, and a path that has its results ready, take the places of
 the real ones: what is left of a step is what the host does for it, orchestrator, driver and merge.
@@ -135,17 +136,21 @@ class ReadyPath(TorchCpuPath):
         return self._results
 
 
-class Profile:
-    """CPU time of some functions, without that of others inside them; of all threads."""
+class Profile(contextlib.ExitStack):
+    """CPU time of some functions, without that of others inside them; of all threads.
+
+    Leaving it as a context manager puts the functions back.
+    """
 
     def __init__(self):
+        super().__init__()
         self.seconds = defaultdict(float)
-        self.calls = defaultdict(int)
         self._local = threading.local()
 
     def wrap(self, owner, name, label):
-        """Count calls of ``owner.name`` under ``label``."""
+        """Count the time of ``owner.name`` under ``label``."""
         inner = getattr(owner, name)
+        own = name in vars(owner)
 
         def timed(*arguments, **options):
             outside = getattr(self._local, "inside", 0.0)
@@ -156,10 +161,10 @@ class Profile:
             finally:
                 total = time.thread_time() - start
                 self.seconds[label] += total - self._local.inside
-                self.calls[label] += 1
                 self._local.inside = outside + total
 
         setattr(owner, name, timed)
+        self.callback(setattr if own else lambda *_: delattr(owner, name), owner, name, inner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +190,24 @@ def best(function, repeats):
     return Seconds(min(walls), min(cpus))
 
 
-def sdpa_seconds(arguments, n_tokens):
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A step in which every request decodes one token."""
+
+    requests: int
+    group: int  # query heads of a KV head
+    layers: int
+    kv_heads: int
+
+    @property
+    def rows(self):
+        """Rows of a job."""
+        return self.requests * self.group
+
+
+def sdpa_seconds(shape, n_tokens, repeats):
     """Seconds of torch's attention over the unique keys of one layer."""
-    b, g, r, d = arguments.requests, arguments.kv_heads, arguments.group, CONFIG.head_dim
+    b, g, r, d = shape.requests, shape.kv_heads, shape.group, CONFIG.head_dim
     q = torch.randn(b, g * r, 1, d)
     # Several layers, so that no cache holds what the next one reads.
     layers = [torch.randn(2, b, g, n_tokens, d) for _ in range(8)]
@@ -200,140 +220,184 @@ def sdpa_seconds(arguments, n_tokens):
     threads = torch.get_num_threads()
     for n in (1, threads):
         torch.set_num_threads(n)
-        results.append(best(run, arguments.repeats).per(len(layers)))
+        results.append(best(run, repeats).per(len(layers)))
     return Seconds(min(x.wall for x in results), min(x.cpu for x in results))
 
 
+def wrapped(device):
+    """Profile of a step's functions on a device."""
+    profile = Profile()
+    for owner, name, label in (
+        (steps.Step, "state", "step: rest"),
+        (steps.Step, "_gather", "step: gather rows"),
+        (steps.Step, "_decide", "step: decide"),
+        (steps, "quantize_q", "step: quantise"),
+        (steps.Step, "_result", "step: gather results"),
+        (steps, "_merged", "step: scatter results"),
+        (steps, "merge_states", "step: merge"),
+        (device, "_cut", "submit: check and cut"),
+        (device, "_place", "submit: place queries"),
+        (device, "_hand_over", "submit: hand over"),
+        (device.memory, "allocate", "allocate, free"),
+        (device.memory, "free", "allocate, free"),
+        (device.transport, "write", "write memory"),
+        (device.transport, "read", "read memory"),
+        (device._ring, "post", "doorbell"),
+        (device.transport, "_complete", "null unit"),
+        (device._ring, "collect", "completions"),
+        (device, "_count", "counters"),
+        (device, "_read_results", "read results"),
+        (device, "_end_piece", "futures"),
+    ):
+        profile.wrap(owner, name, label)
+    return profile
+
+
+def host_figures(shape, repeats):
+    """Measure what the host does for a step, and where its time goes."""
+    dim = CONFIG.head_dim
+    geometry = Geometry(
+        "overhead",
+        n_layers=shape.layers,
+        n_heads=shape.kv_heads * shape.group,
+        n_kv_heads=shape.kv_heads,
+        head_dim=dim,
+        rope=Rope(10000.0, dim),
+    )
+    rng = np.random.default_rng(0)
+    q = torch.randn(shape.requests, geometry.n_heads, 1, dim)
+    own = torch.zeros(shape.requests, geometry.n_kv_heads, 0, dim)
+    unit = NullUnit()
+    with contextlib.ExitStack() as stack:
+        device = stack.enter_context(Device(unit))
+        library = stack.enter_context(Library(device, geometry))
+        k, v = rng.normal(size=(2, shape.layers, shape.kv_heads, SHARED_TOKENS, dim))
+        context = library.add(np.arange(SHARED_TOKENS), k, v)
+        orchestrator = stack.enter_context(
+            Orchestrator(library, ReadyPath(tuple(q.shape)), policy=Policy(always="unit"))
+        )
+        requests = [orchestrator.join(context) for _ in range(shape.requests)]
+
+        def step():
+            one = orchestrator.step(requests)
+            for layer in range(shape.layers):
+                one.attend(layer, q, own, own)
+            return one.report
+
+        step()
+        unit.seconds = 0.0
+        taken = best(step, repeats)
+        null = unit.seconds / repeats
+        with wrapped(device) as profile:
+            reports = [step() for _ in range(repeats)]
+    return {
+        "jobs": reports[0].jobs,
+        "host": dataclasses.asdict(Seconds(taken.wall - null, taken.cpu - null)),
+        "null_unit_seconds": null,
+        "caller_seconds": {
+            part: float(np.median([report.seconds[part] for report in reports]))
+            for part in reports[0].seconds
+        },
+        "cpu_seconds": {
+            label: seconds / repeats for label, seconds in profile.seconds.items()
+        },
+    }
+
+
+def figures_of(shape, own_tokens, repeats):
+    """Figures of a shape, with its ratios to torch's attention."""
+    figures = dataclasses.asdict(shape) | host_figures(shape, repeats)
+    host = Seconds(**figures["host"])
+    layer = host.per(shape.layers)
+    figures["sdpa"] = []
+    for n_tokens in own_tokens:
+        sdpa = sdpa_seconds(shape, n_tokens, repeats)
+        figures["sdpa"].append({
+            "tokens": n_tokens,
+            "per_layer": dataclasses.asdict(sdpa),
+            "ratio": layer.wall / sdpa.wall,
+            "cpu_ratio": layer.cpu / sdpa.cpu,
+            "step_to_one_call": host.wall / sdpa.wall,
+            "cpu_step_to_one_call": host.cpu / sdpa.cpu,
+        })
+    return figures
+
+
+def tables(measured):
+    """Header and rows of the tables: ratios, and where the CPU time of the first shape goes."""
+    ratios = [(
+        "requests x heads of a group", "own tokens of a request", "host, ms a layer",
+        "SDPA, ms a layer", "host / SDPA", "step / one SDPA call",
+    )]  # fmt: skip
+    for one in measured:
+        for sdpa in one["sdpa"]:
+            host, call = one["host"], sdpa["per_layer"]
+            ratios.append((
+                f"{one['requests']} x {one['group']}",
+                f"{sdpa['tokens']:,}",
+                *(
+                    f"{1e3 * cpu:.2f} ({1e3 * wall:.2f})"
+                    for wall, cpu in (
+                        (host["wall"] / one["layers"], host["cpu"] / one["layers"]),
+                        (call["wall"], call["cpu"]),
+                    )
+                ),
+                f"{sdpa['cpu_ratio']:.2f} ({sdpa['ratio']:.2f})",
+                f"{sdpa['cpu_step_to_one_call']:.1f} ({sdpa['step_to_one_call']:.1f})",
+            ))
+    seconds = measured[0]["cpu_seconds"]
+    total = sum(value for name, value in seconds.items() if name != "null unit")
+    parts = [("where", "CPU, ms a step", "share")]
+    for name, value in sorted(seconds.items(), key=lambda item: -item[1]):
+        if name != "null unit":
+            parts.append((name, f"{1e3 * value:.2f}", f"{value / total:.0%}"))
+    return ratios, parts
+
+
+def write_page(path, found):
+    """Put tables between the marks of a page."""
+    text = path.read_text(encoding="utf-8")
+    begin, end = "<!-- overhead -->\n", "<!-- end -->"
+    before, rest = text.split(begin, 1)
+    behind = rest.split(end, 1)[1]
+    lines = []
+    for header, *rows in found:
+        marks = ["---", *["---:"] * (len(header) - 1)]
+        lines += [f"| {' | '.join(row)} |" for row in (header, marks, *rows)] + [""]
+    path.write_text(before + begin + "\n".join(["", *lines, end]) + behind, encoding="utf-8")
+
+
 def main():
-    """Measure, print a table, write JSON."""
+    """Measure, print tables, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=16)
-    parser.add_argument("--group", type=int, default=4, help="query heads of a KV head")
+    parser.add_argument(
+        "--shapes", nargs="+", default=["16x4", "64x1"], metavar="REQUESTSxGROUP",
+        help="requests, and query heads of a KV head",
+    )  # fmt: skip
     parser.add_argument("--kv-heads", type=int, default=3)
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--tokens", type=int, nargs="+", default=[128, 512, 2048])
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("build/overhead.json"))
+    parser.add_argument("--page", type=pathlib.Path, help="page to write the tables into")
     arguments = parser.parse_args()
-    rows = arguments.requests * arguments.group
-    dim = CONFIG.head_dim
-    geometry = Geometry(
-        "overhead",
-        n_layers=arguments.layers,
-        n_heads=arguments.kv_heads * arguments.group,
-        n_kv_heads=arguments.kv_heads,
-        head_dim=dim,
-        rope=Rope(10000.0, dim),
-    )
-    rng = np.random.default_rng(0)
-    unit = NullUnit()
-    with contextlib.ExitStack() as stack:
-        device = stack.enter_context(Device(unit))
-        library = stack.enter_context(Library(device, geometry))
-        shape = (arguments.layers, arguments.kv_heads, SHARED_TOKENS, dim)
-        tokens = np.arange(SHARED_TOKENS)
-        library.add(tokens, rng.normal(size=shape), rng.normal(size=shape), name="shared")
-        q = torch.randn(arguments.requests, geometry.n_heads, 1, dim)
-        orchestrator = stack.enter_context(
-            Orchestrator(library, ReadyPath(tuple(q.shape)), policy=Policy(always="unit"))
-        )
-        requests = [
-            orchestrator.join(library.compose(["shared"])) for _ in range(arguments.requests)
-        ]
-        k = torch.zeros(arguments.requests, geometry.n_kv_heads, 0, dim)
-
-        def step():
-            one = orchestrator.step(requests)
-            for layer in range(arguments.layers):
-                one.attend(layer, q, k, k)
-            return one.report
-
-        step()
-        unit.seconds = 0.0
-        taken = best(step, arguments.repeats)
-        null = unit.seconds / arguments.repeats
-
-        profile = Profile()
-        for owner, name, label in (
-            (steps.Step, "state", "step: rest"),
-            (steps.Step, "_gather", "step: gather rows"),
-            (steps.Step, "_decide", "step: decide"),
-            (steps, "quantize_q", "step: quantise"),
-            (steps.Step, "_result", "step: gather results"),
-            (steps, "_merged", "step: scatter results"),
-            (steps, "merge_states", "step: merge"),
-            (device, "_parts", "submit: check and cut"),
-            (device, "_place", "submit: pack queries and descriptor"),
-            (device, "_hand_over", "submit: hand over"),
-            (device.memory, "allocate", "allocate, free"),
-            (device.memory, "free", "allocate, free"),
-            (device.transport, "write", "write memory"),
-            (device.transport, "read", "read memory"),
-            (device._ring, "post", "doorbell"),
-            (device.transport, "_complete", "null unit"),
-            (device._ring, "collect", "completions"),
-            (device, "_count", "counters"),
-            (device, "_read_results", "read results"),
-            (device, "_end_piece", "futures"),
-        ):
-            profile.wrap(owner, name, label)
-        reports = [step() for _ in range(arguments.repeats)]
-
-    jobs = reports[0].jobs
-    parts = {
-        part: float(np.median([report.seconds[part] for report in reports]))
-        for part in reports[0].seconds
-    }
-    host = Seconds(taken.wall - null, taken.cpu - null)
-    figures = {
-        "requests": arguments.requests,
-        "rows": rows,
-        "layers": arguments.layers,
-        "kv_heads": arguments.kv_heads,
-        "jobs": jobs,
-        "host": dataclasses.asdict(host),
-        "null_unit_seconds": null,
-        "caller_seconds": parts,
-        "cpu_seconds": {
-            label: seconds / arguments.repeats for label, seconds in profile.seconds.items()
-        },
-        "sdpa": [],
-    }
+    measured = []
+    for text in arguments.shapes:
+        requests, group = map(int, text.split("x"))
+        shape = Shape(requests, group, arguments.layers, arguments.kv_heads)
+        measured.append(figures_of(shape, arguments.tokens, arguments.repeats))
+    found = tables(measured)
     console = Console()
-    console.print(
-        f"{rows} rows, {arguments.layers} layers, {arguments.kv_heads} KV heads: {jobs} jobs a "
-        f"step; {1e3 * host.wall:.1f} ms a step ({1e3 * host.cpu:.1f} ms of CPU), "
-        f"{1e6 * host.wall / jobs:.0f} us a job"
-    )
-    table = Table("own tokens", "SDPA, ms a layer", "CPU ms", "host / SDPA", "of CPU",
-                  "step / one call")  # fmt: skip
-    layer = host.per(arguments.layers)
-    for n_tokens in arguments.tokens:
-        sdpa = sdpa_seconds(arguments, n_tokens)
-        entry = {
-            "tokens": n_tokens,
-            "sdpa_per_layer": dataclasses.asdict(sdpa),
-            "ratio": layer.wall / sdpa.wall,
-            "cpu_ratio": layer.cpu / sdpa.cpu,
-            "ratio_of_step_to_one_call": host.wall / sdpa.wall,
-        }
-        figures["sdpa"].append(entry)
-        table.add_row(
-            f"{n_tokens:,}", f"{1e3 * sdpa.wall:.2f}", f"{1e3 * sdpa.cpu:.2f}",
-            f"{entry['ratio']:.2f}", f"{entry['cpu_ratio']:.2f}",
-            f"{entry['ratio_of_step_to_one_call']:.1f}",
-        )  # fmt: skip
-    console.print(table)
-    for title, seconds in (
-        ("caller's thread, ms a step", parts),
-        ("CPU, ms a step (under the profiler)", figures["cpu_seconds"]),
-    ):
-        table = Table(title, "")
-        for name, value in sorted(seconds.items(), key=lambda item: -item[1]):
-            table.add_row(name, f"{1e3 * value:.2f}")
+    console.print("CPU time, and wall-clock time in brackets.")
+    for header, *rows in found:
+        table = Table(*header)
+        for row in rows:
+            table.add_row(*row)
         console.print(table)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    arguments.output.write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+    if arguments.page:
+        write_page(arguments.page, found)
 
 
 if __name__ == "__main__":
