@@ -136,7 +136,7 @@ class Orchestrator:
         self.library = library
         self.path = path
         self.settings = Settings(**settings)
-        self._requests: set[Request] = set()
+        self._requests: dict[Request, None] = {}  # in the order of joining
         self._lock = threading.Lock()
         # Float keys and values of segments that the policy has sent to the path, by layer.
         self._floats: WeakKeyDictionary[Segment, dict[int, tuple[Array, Array]]] = (
@@ -161,7 +161,7 @@ class Orchestrator:
 
     @property
     def requests(self) -> tuple[Request, ...]:
-        """Requests that have joined and not left."""
+        """Requests that have joined and not left, in the order of joining."""
         with self._lock:
             return tuple(self._requests)
 
@@ -175,13 +175,13 @@ class Orchestrator:
         """
         request = Request(context, self.library.lease(context))
         with self._lock:
-            self._requests.add(request)
+            self._requests[request] = None
         return request
 
     def leave(self, request: Request) -> None:
         """Let a request go; may be called again."""
         with self._lock:
-            self._requests.discard(request)
+            self._requests.pop(request, None)
         request.lease.release()
 
     def step(self, requests: Sequence[Request], **settings: Any) -> "Step":
@@ -505,6 +505,8 @@ class Step:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Compute what the unit would, on the path, from the stored numbers."""
         g, p, r, d = one.q.shape
+        if one.batch.k is not None:
+            self._quantised(one, scale)
         with self._time("path"):
             keys, values = self._orchestrator.floats(one.batch.segment, layer, q)
             mask = None

@@ -25,8 +25,8 @@ def test_examples_run(capsys):
     assert len(EXAMPLES) == 2
     for example in EXAMPLES:
         exec(compile(example, "serving.md", "exec"), {})
-    assert capsys.readouterr().out == "4 9.0\n"
-    assert "# 4 jobs of 9 rows" in EXAMPLES[0]
+    assert capsys.readouterr().out == "6 9.0\n"
+    assert "# 6 jobs of 9 rows" in EXAMPLES[0]
 
 
 def test_tables_name_every_setting_and_path():

