@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +65,7 @@ class Segment:
         """N."""
         return self.run.n_chunks
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Device memory of all stores."""
         return sum(handle.nbytes for layer in self.handles for handle in layer)

@@ -269,20 +269,25 @@ class Pool:
                     raise
 
     def _make_room(self, need: int) -> None:
-        """Evict until ``need`` more bytes are within the budget."""
-        if self.budget_bytes is None:
-            return
+        """Evict until ``need`` more bytes are within the budget; nothing if that cannot be."""
+        budget = self.budget_bytes
         while True:
             with self.lock:
                 total, kept = self.nbytes, sum(segment.nbytes for segment in self._pinned())
-            if kept + need > self.budget_bytes:
+            if budget is not None and kept + need > budget:
                 raise BudgetExceeded(
-                    f"budget of {self.budget_bytes:,} bytes must have room for {need:,}, "
+                    f"budget of {budget:,} bytes must have room for {need:,}, "
                     f"but {kept:,} of the {total:,} bytes that are stored are in use"
                 )
-            if total + need <= self.budget_bytes:
+            room = self.device.memory.free_bytes + total - kept
+            if need > room:
+                raise OutOfMemory(
+                    f"device memory must have room for {need:,} bytes, "
+                    f"but {room:,} are free or idle"
+                )
+            if budget is None or total + need <= budget:
                 return
-            self.evict(total + need - self.budget_bytes)
+            self.evict(total + need - budget)
 
     def _pinned(self) -> set[Segment]:
         """Leased segments and those that they follow."""

@@ -322,6 +322,19 @@ def test_what_requests_share_is_seen_before_it_is_stored(library, model):
     assert library.candidates() == []
 
 
+def test_the_unit_notices_a_chunk_that_changed_in_its_memory(library, model, tiny):
+    tokens = text(model, 69, 3 * CHUNK)
+    handle = add(library, model, tokens).spans[0].segment.handle(1, 1)
+    q = np.random.default_rng(70).normal(size=(2, 16))
+    tiny.attend(handle, q)
+    at = handle.fields["v_addr"] + 2 * CHUNK * 16  # the third chunk
+    (byte,) = tiny.transport.read(at, 1)
+    tiny.transport.write(at, bytes([byte ^ 1]))
+    tiny.attend(handle, q, n_tokens=2 * CHUNK)
+    with pytest.raises(moska.host.ChecksumError):
+        tiny.attend(handle, q)
+
+
 # Leases and eviction -----------------------------------------------------------------------------
 
 
@@ -519,7 +532,12 @@ def test_full_device_memory_evicts_then_is_an_error(model):
         assert library.segments == before
         assert device.memory.used_bytes == empty + library.nbytes
         leases[0].release()
+        idle = before[0].tokens
+        with pytest.raises(OutOfMemory, match=r"bytes, but [\d,]+ are free or idle"):
+            add(library, model, text(model, 99, 16 * CHUNK))
+        assert library.match(idle).n_chunks == 8
         add(library, model, text(model, 99, 8 * CHUNK))
+        assert library.match(idle).n_chunks == 0
         check(library)
 
 
@@ -713,7 +731,7 @@ def test_200_requests_over_20_documents(make, model, tiny, seed):
     forget = library._pool._forget
 
     def watch(segment):
-        assert not segment.references.any(), "seed of the test: evicted in use"
+        assert not segment.references.any(), "evicted in use"
         assert not segment.children
         evicted.append(segment)
         forget(segment)
