@@ -143,9 +143,11 @@ def bound(
     if not 1 <= n_tokens <= MAX_TOKENS:
         raise ValueError(f"n_tokens must be from 1 to {MAX_TOKENS}, not {n_tokens}")
     n_chunks = -(-n_tokens // chunk_tokens)
-    if n_chunks > config.max_chunks:
+    # A job that selects all chunks may have more.
+    if rep_rows and n_chunks > config.max_chunks:
         raise ValueError(
-            f"n_tokens must make at most max_chunks ({config.max_chunks}) chunks, not {n_chunks}"
+            f"n_tokens must make at most max_chunks ({config.max_chunks}) chunks to route, "
+            f"not {n_chunks}"
         )
     if rep_rows < 0:
         raise ValueError(f"rep_rows must be 0 or more, not {rep_rows}")

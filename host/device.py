@@ -415,16 +415,14 @@ class Device(contextlib.AbstractContextManager["Device"]):
         return batch
 
     def _announce(self, batch: list[Piece]) -> None:
+        """Put pieces that are still wanted into the ring."""
         for piece in batch:
             if piece.call.begin() and piece.call.error is None:
                 self._under_way.append(piece)
             else:
                 self._end_piece(piece, None)
         if self._broken and self._under_way:
-            self.transport.restart()
-            identify(self.transport)
-            self._start_unit()
-            self._broken = False
+            self._restart()
         wanted = len(self._under_way) - (self._ring.announced - self._ring.collected)
         if wanted:
             self._ring.post([piece.descriptor for piece in list(self._under_way)[-wanted:]])
@@ -465,6 +463,7 @@ class Device(contextlib.AbstractContextManager["Device"]):
             )
 
     def _read_results(self, piece: Piece) -> None:
+        """Copy results out of device memory."""
         piece.take(self.transport.read(*piece.results))
 
     def _end_piece(self, piece: Piece, error: BaseException | None) -> None:
@@ -479,14 +478,23 @@ class Device(contextlib.AbstractContextManager["Device"]):
         if last:
             call.finish()
 
+    def _restart(self, *, link: bool = True) -> None:
+        """Set the unit up again, after mending the link if it is broken."""
+        if link:
+            self.transport.restart()
+            identify(self.transport)
+        else:
+            self.transport.reset()
+        self._start_unit()
+        self._broken = False
+
     def _fail(self, error: BaseException) -> None:
         """End the jobs under way with an error, and get ready for the next ones."""
-        self._broken = True
-        if isinstance(error, DeviceTimeout):
-            with contextlib.suppress(TransportError):
-                self.transport.reset()
-                self._start_unit()
-                self._broken = False
+        if not self._broken:
+            self._broken = True
+            # Before their memory is given back, so that the unit does not write there any more.
+            with contextlib.suppress(MoskaError):
+                self._restart(link=not isinstance(error, DeviceTimeout))
         while self._under_way:
             self._end_piece(self._under_way.popleft(), error)
 

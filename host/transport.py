@@ -52,7 +52,10 @@ class Transport(abc.ABC):
         """Reset the unit, with all that it has asked of memory; memory keeps its contents."""
 
     def restart(self) -> None:
-        """Mend the link after a TransportError and reset the unit; memory keeps its contents."""
+        """Mend the link after a TransportError and reset the unit; memory keeps its contents.
+
+        When that fails, the unit counts as dead: it touches memory no more.
+        """
         self.reset()
 
     @abc.abstractmethod

@@ -135,7 +135,10 @@ def test_large_unsigned_rows_do_not_wrap():
         ({"chunk_tokens": 40}, "chunk_tokens must be a positive multiple of 16, not 40"),
         ({"n_tokens": 0}, "n_tokens must be from 1 to 1048576, not 0"),
         ({"n_tokens": (1 << 20) + 1}, "n_tokens must be from 1 to 1048576, not 1048577"),
-        ({"n_tokens": 513}, "n_tokens must make at most max_chunks (16) chunks, not 17"),
+        (
+            {"n_tokens": 513, "rep_rows": 2},
+            "n_tokens must make at most max_chunks (16) chunks to route, not 17",
+        ),
         ({"rep_rows": -1}, "rep_rows must be 0 or more, not -1"),
         (
             {"route_only": True, "write_selection": True},
