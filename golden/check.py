@@ -12,6 +12,7 @@ from moska.golden.layout import (
     KVFormat,
     Opcode,
     Selection,
+    padded_size,
 )
 from moska.golden.router import Router
 
@@ -131,6 +132,6 @@ def check(
 
     for array in used:
         window = write_window if array.written else read_window
-        if not inside(fields[array.field], -(-array.n_bytes // ALIGN) * ALIGN, window):
+        if not inside(fields[array.field], padded_size(array.n_bytes), window):
             return ErrorCode.WINDOW, fields[array.field]
     return ErrorCode.NONE, 0

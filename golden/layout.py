@@ -143,9 +143,14 @@ def pack_descriptor(**fields: int) -> bytes:
     return bytes(raw)
 
 
+def padded_size(n_bytes: int) -> int:
+    """``n_bytes`` rounded up to a multiple of ALIGN."""
+    return -(-n_bytes // ALIGN) * ALIGN
+
+
 def padded(raw: bytes) -> bytes:
     """``raw`` with zeros up to a multiple of ALIGN bytes."""
-    return raw + bytes(-len(raw) % ALIGN)
+    return raw.ljust(padded_size(len(raw)), b"\0")
 
 
 def pack_array(array: NDArray[np.generic]) -> bytes:

@@ -12,6 +12,7 @@ from moska.golden.layout import (
     DESCRIPTOR_BYTES,
     ErrorCode,
     pack_descriptor,
+    padded_size,
     unpack_completion,
 )
 from moska.golden.unit import Result, Store
@@ -259,7 +260,7 @@ class RingDriver:
                 f"completion must have sequence {self.collected}, not {record['sequence']}"
             )
         memory = {
-            name: bytes(self.device.read(address, -(-size // ALIGN) * ALIGN + ALIGN))
+            name: bytes(self.device.read(address, padded_size(size) + ALIGN))
             for name, (address, size) in placed.image.results.items()
         }
         sizes = {name: size for name, (_, size) in placed.image.results.items()}

@@ -31,6 +31,7 @@ from moska.golden.layout import (
     pack_array,
     pack_descriptor,
     pack_selection,
+    padded_size,
     unpack_completion,
 )
 from moska.golden.router import Router
@@ -39,7 +40,7 @@ from moska.host import regmap
 from moska.sim.coverage import STALLS, Coverage, classify
 from moska.sim.device import CHANNELS, Device, cache_directory, generated
 from moska.sim.job import FILL, store_image
-from moska.sim.oracle import Expectation, Injection, Span, padded_size, refusal, unpack_descriptor
+from moska.sim.oracle import Expectation, Injection, Span, refusal, unpack_descriptor
 
 MEMORY = 1 << 20
 RINGS, READS, WRITES = 0x1000, 0x4000, 0xC0000  # first bytes; the windows end where these begin

@@ -17,6 +17,7 @@ from moska.golden.layout import (
     pack_descriptor,
     pack_scales,
     pack_selection,
+    padded_size,
     unpack_selection,
 )
 from moska.golden.router import Bool
@@ -37,7 +38,7 @@ class Image:
 
     def place(self, raw: bytes) -> int:
         """Append a segment and return its address."""
-        address = -(-self.end // ALIGN) * ALIGN
+        address = padded_size(self.end)
         self.segments.append((address, raw))
         self.end = address + len(raw)
         return address
@@ -45,7 +46,7 @@ class Image:
     def result(self, name: str, size: int) -> int:
         """Append room for a result of ``size`` bytes and return its address."""
         # A guard line of zeros behind it shows writes that go too far.
-        address = self.place(bytes([FILL]) * (-(-size // ALIGN) * ALIGN) + bytes(ALIGN))
+        address = self.place(bytes([FILL]) * padded_size(size) + bytes(ALIGN))
         self.results[name] = (address, size)
         return address
 
@@ -218,8 +219,8 @@ def routed_only(selected: Bool, head_dim: int) -> Result:
 
 def overrun(raw: bytes, size: int) -> bool:
     """Whether a result of ``size`` bytes touched its padding or the guard line behind it."""
-    padded_size = -(-size // ALIGN) * ALIGN
-    return raw[size:] != bytes([FILL]) * (padded_size - size) + bytes(len(raw) - padded_size)
+    padded = padded_size(size)
+    return raw[size:] != bytes([FILL]) * (padded - size) + bytes(len(raw) - padded)
 
 
 def difference(actual: Result, expected: Result) -> str | None:

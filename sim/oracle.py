@@ -10,7 +10,6 @@ import numpy as np
 
 from moska.gen.config import Config
 from moska.golden.check import Window, arrays, check
-from moska.golden.formats import ALIGN
 from moska.golden.layout import (
     CHECKSUM_BYTES,
     DESCRIPTOR,
@@ -20,6 +19,7 @@ from moska.golden.layout import (
     Opcode,
     Selection,
     pack_selection,
+    padded_size,
     unpack_selection,
 )
 from moska.golden.router import Bool, Router
@@ -52,11 +52,6 @@ def unpack_descriptor(raw: bytes) -> dict[str, int]:
         name: int.from_bytes(raw[offset : offset + size], "little")
         for name, (offset, size) in DESCRIPTOR.items()
     }
-
-
-def padded_size(size: int) -> int:
-    """``size`` rounded up to a multiple of ALIGN."""
-    return -(-size // ALIGN) * ALIGN
 
 
 def refusal(
@@ -179,6 +174,12 @@ class Expectation:
             if array.written
         ]
 
+    @property
+    def _per_token(self):
+        """Arrays of chunks: field of the address, bytes of a token."""
+        dim = self.config.head_dim
+        return (("k_addr", dim), ("v_addr", dim), ("scale_addr", 4))
+
     def _chunks(self):
         """Chunks that are read: number, first token, tokens."""
         size = self.fields["chunk_tokens"]
@@ -203,10 +204,7 @@ class Expectation:
             return []
         found = []
         for chunk, first, n_tokens in self._chunks():
-            for field, size in (
-                ("k_addr", self.config.head_dim), ("v_addr", self.config.head_dim),
-                ("scale_addr", 4),
-            ):  # fmt: skip
+            for field, size in self._per_token:
                 start = self.fields[field] + first * size
                 found.append(Span(start, start + padded_size(n_tokens * size)))
             if self.fields["checksum"]:
@@ -244,10 +242,7 @@ class Expectation:
         for chunk, first, n_tokens in self._chunks():
             record = self._array("checksum_addr", 3, np.uint32, chunk * CHECKSUM_BYTES)
             sums = []
-            for field, size in (
-                ("k_addr", self.config.head_dim), ("v_addr", self.config.head_dim),
-                ("scale_addr", 4),
-            ):  # fmt: skip
+            for field, size in self._per_token:
                 raw = self._array(field, padded_size(n_tokens * size), np.uint8, first * size)
                 sums.append(zlib.crc32(raw.tobytes()))
             if sums != record.tolist():

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from moska.gen.config import Config
-from moska.golden.check import arrays, check
+from moska.golden.check import arrays
 from moska.golden.formats import ALIGN, MAX_TOKENS
 from moska.golden.layout import (
     CHECKSUM_BYTES,
@@ -25,6 +25,7 @@ from moska.golden.layout import (
     DESCRIPTOR_BYTES,
     ErrorCode,
     pack_selection,
+    padded_size,
     unpack_completion,
 )
 from moska.golden.unit import Result
@@ -33,6 +34,7 @@ from moska.hw.registers import Kind, load_map
 from moska.sim.device import NO_LIMIT, Device, DeviceError
 from moska.sim.driver import Placed, RingDriver
 from moska.sim.job import FILL, Fence, Job, difference
+from moska.sim.oracle import refusal
 from moska.sim.workload import KINDS, extremes, jobs, queries, simple, store
 
 SEED = 20_251_107
@@ -161,12 +163,9 @@ class Bench:
     def verdict(self, placed: Placed, address: int) -> tuple[ErrorCode, int]:
         """Error code and address that the descriptor must give."""
         fields = dict.fromkeys(DESCRIPTOR, 0) | placed.image.fields
-        config = self.config
-        return check(
-            fields, address=address, head_dim=config.head_dim, max_rows=config.max_rows,
-            max_chunks=config.max_chunks, buffer_tokens=config.buffer_tokens,
-            read_window=self.windows["READ"], write_window=self.windows["WRITE"],
-        )  # fmt: skip
+        return refusal(
+            self.config, fields, address, self.windows["READ"], self.windows["WRITE"]
+        )
 
     def run(
         self,
@@ -488,7 +487,7 @@ def windows(bench, made, timing, rng):
         (placed,) = bench.place(made["simple"][kind])
         fields = dict.fromkeys(DESCRIPTOR, 0) | placed.image.fields
         used = [
-            (fields[a.field], -(-a.n_bytes // ALIGN) * ALIGN, a.written)
+            (fields[a.field], padded_size(a.n_bytes), a.written)
             for a in arrays(fields, dim)
         ]
         used.append((driver.ring, driver.entries * DESCRIPTOR_BYTES, False))
@@ -674,8 +673,7 @@ def clear(bench, placed):
     """Fill results with the pattern again, guard lines with zeros."""
     for one in placed:
         for address, size in one.image.results.values():
-            padded = -(-size // ALIGN) * ALIGN
-            bench.device.write(address, bytes([FILL]) * padded + bytes(ALIGN))
+            bench.device.write(address, bytes([FILL]) * padded_size(size) + bytes(ALIGN))
 
 
 def write_errors(bench, made, timing, rng):

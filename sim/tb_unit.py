@@ -12,7 +12,7 @@ from cocotb.triggers import ClockCycles, First, RisingEdge
 from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam, AxiRamRead, AxiReadBus
 
 from moska.golden.formats import ALIGN
-from moska.golden.layout import COMPLETION_BYTES, DESCRIPTOR_BYTES, unpack_completion
+from moska.golden.layout import COMPLETION_BYTES, DESCRIPTOR_BYTES, padded_size, unpack_completion
 from moska.host import regmap
 
 CLOCK_NS = 2
@@ -129,7 +129,7 @@ async def jobs(dut):
         and {
             "record": record,
             "memory": {
-                name: bytes(ram.read(address, -(-size // ALIGN) * ALIGN + ALIGN))
+                name: bytes(ram.read(address, padded_size(size) + ALIGN))
                 for name, (address, size) in job["results"].items()
             },
         }

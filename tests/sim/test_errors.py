@@ -18,6 +18,7 @@ from moska.golden.layout import (
     DESCRIPTOR_BYTES,
     ErrorCode,
     Opcode,
+    padded_size,
 )
 from moska.golden.quantize import quantize_q
 from moska.golden.unit import Store
@@ -25,6 +26,7 @@ from moska.host import regmap
 from moska.sim.device import Device
 from moska.sim.driver import RingDriver
 from moska.sim.job import Fence, Job, difference
+from moska.sim.suite import READS
 
 SEED = 20_251_124
 TINY = Config.load("tiny")
@@ -175,20 +177,6 @@ def check_case(bench, bad, code, *, prepare, restore=None, writes=False, again=T
     if again:
         placed = [driver.place(dataclasses.replace(bad, overrides={})), driver.place(good[0].job)]
         check_good(bench.run(placed), placed)
-
-
-READS = {  # what is read: job, and the field that holds its address
-    "descriptor": ("routed", None),
-    "selection": ("explicit", "selection_addr"),
-    "query_scales": ("dense", "q_scale_addr"),
-    "queries": ("dense", "q_addr"),
-    "representatives": ("routed", "rep_addr"),
-    "representative_scales": ("route", "rep_scale_addr"),
-    "keys": ("dense", "k_addr"),
-    "values": ("dense", "v_addr"),
-    "scales": ("dense", "scale_addr"),
-    "checksums": ("checked", "checksum_addr"),
-}
 
 
 def size_of(job, target):
@@ -422,12 +410,12 @@ def test_tight_windows(bench):
         (fields["q_scale_addr"], 10),
         (driver.ring, driver.entries * DESCRIPTOR_BYTES),
     ]
-    last = max(address + -(-size // ALIGN) * ALIGN for address, size in reads) - 1
+    last = max(address + padded_size(size) for address, size in reads) - 1
     writes = [
         (driver.completions, driver.entries * COMPLETION_BYTES), *placed.image.results.values()
     ]  # fmt: skip
     first = min(address for address, _ in writes)
-    top = max(address + -(-size // ALIGN) * ALIGN for address, size in writes) - 1
+    top = max(address + padded_size(size) for address, size in writes) - 1
     bench.window("READ", driver.ring, last)
     bench.window("WRITE", first, top)
     bench.device.allow(read=(driver.ring, last + 1), write=(first, top + 1))
