@@ -16,6 +16,7 @@ Jobs are entries of a ring of descriptors; each ends with a record in a ring of 
 many entries.
 """
 
+import struct
 import zlib
 from collections.abc import Mapping
 from enum import IntEnum
@@ -124,6 +125,18 @@ COMPLETION: Mapping[str, tuple[int, int]] = {
 COUNTERS = tuple(name for name, (offset, _) in COMPLETION.items() if offset >= 32)
 
 
+def _record_struct() -> struct.Struct:
+    """Fields of a completion, with what lies between them."""
+    text, end = "<", 0
+    for offset, size in COMPLETION.values():
+        text += f"{offset - end}x" + {4: "I", 8: "Q"}[size]
+        end = offset + size
+    return struct.Struct(text)
+
+
+_RECORD = _record_struct()
+
+
 def pack_descriptor(**fields: int) -> bytes:
     """Bytes of a descriptor; fields that are not given are 0.
 
@@ -132,15 +145,16 @@ def pack_descriptor(**fields: int) -> bytes:
     ValueError
         for an unknown field or a value that does not fit.
     """
-    raw = bytearray(DESCRIPTOR_BYTES)
+    # One large number: a host packs many of them.
+    packed = 0
     for name, value in fields.items():
         if name not in DESCRIPTOR:
             raise ValueError(f"descriptor field must be one of {sorted(DESCRIPTOR)}, not {name!r}")
         offset, size = DESCRIPTOR[name]
-        if not 0 <= value < 1 << (8 * size):
+        if value >> (8 * size):
             raise ValueError(f"{name} must fit {size} bytes, not {value}")
-        raw[offset : offset + size] = int(value).to_bytes(size, "little")
-    return bytes(raw)
+        packed |= int(value) << (8 * offset)
+    return packed.to_bytes(DESCRIPTOR_BYTES, "little")
 
 
 def padded_size(n_bytes: int) -> int:
@@ -180,10 +194,7 @@ def unpack_selection(raw: bytes, n_rows: int) -> Bool:
 
 def unpack_completion(raw: bytes) -> dict[str, int]:
     """Fields of a completion record."""
-    return {
-        name: int.from_bytes(raw[offset : offset + size], "little")
-        for name, (offset, size) in COMPLETION.items()
-    }
+    return dict(zip(COMPLETION, _RECORD.unpack_from(raw), strict=True))
 
 
 def pack_checksums(

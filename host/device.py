@@ -31,7 +31,7 @@ from moska.host.transport import Transport, connect
 WAIT_SECONDS = 0.05  # of one wait; between two of them the unit's progress is looked at
 
 
-@dataclass(frozen=True)
+@dataclass
 class Statistics:
     """What a device has done since it was opened."""
 
@@ -105,7 +105,7 @@ class Device(contextlib.AbstractContextManager["Device"]):
         self._in_wait = False  # the service thread waits for the unit
         self._closing = False
         self._broken = False  # the link failed; the service thread's
-        self._statistics = Statistics()
+        self._totals = Statistics()
         self._thread = threading.Thread(target=self._serve, name="moska-device", daemon=True)
         self._thread.start()
 
@@ -129,7 +129,7 @@ class Device(contextlib.AbstractContextManager["Device"]):
     def statistics(self) -> Statistics:
         """What the device has done so far."""
         with self._changed:
-            return self._statistics
+            return replace(self._totals)
 
     @property
     def closed(self) -> bool:
@@ -401,8 +401,7 @@ class Device(contextlib.AbstractContextManager["Device"]):
                 now = time.monotonic()
                 if done:
                     progress = now
-                busy = self._statistics.busy_seconds + now - started
-                self._statistics = replace(self._statistics, busy_seconds=busy)
+                self._totals.busy_seconds += now - started
         self._end(DeviceClosed("device was closed before the job was done"))
 
     def _next_batch(self) -> list[Piece]:
@@ -452,15 +451,12 @@ class Device(contextlib.AbstractContextManager["Device"]):
             piece.call.counters[name] += record[name]
         beats = record["read_beats"] + record["write_beats"]
         with self._changed:
-            before = self._statistics
-            self._statistics = replace(
-                before,
-                jobs=before.jobs + 1,
-                rows=before.rows + piece.n_rows,
-                errors=before.errors + failed,
-                bytes=before.bytes + beats * self.parameters.bus_bytes,
-                cycles=before.cycles + record["cycles"],
-            )
+            totals = self._totals
+            totals.jobs += 1
+            totals.rows += piece.n_rows
+            totals.errors += failed
+            totals.bytes += beats * self.parameters.bus_bytes
+            totals.cycles += record["cycles"]
 
     def _read_results(self, piece: Piece) -> None:
         """Copy results out of device memory."""
