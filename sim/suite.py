@@ -16,7 +16,7 @@ import numpy as np
 
 from moska.gen.config import Config
 from moska.golden.check import arrays
-from moska.golden.formats import ALIGN, MAX_TOKENS
+from moska.golden.formats import ALIGN, CHUNK_MULTIPLE, MAX_TOKENS
 from moska.golden.layout import (
     CHECKSUM_BYTES,
     COMPLETION_BYTES,
@@ -556,6 +556,46 @@ def windows(bench, made, timing, rng):
     bench.run([placed])
 
 
+def edges(bench, made, timing, rng):
+    """Windows that end with an array, each in turn, and a byte before its end."""
+    bench.device.timing(**timing)
+    dim = bench.config.head_dim
+    for kind in ("checked", "routed", "explicit", "route"):
+        job = made["simple"][kind]
+        low, high = (
+            bench.place(dataclasses.replace(job, store=dataclasses.replace(job.store)))[0]
+            for _ in range(2)
+        )
+        names = {f"{name}_addr": name for name in low.image.results}
+        fields = dict.fromkeys(DESCRIPTOR, 0) | low.image.fields
+        for array in arrays(fields, dim):
+            address = high.image.fields[array.field]
+            image = dataclasses.replace(
+                low.image, fields=low.image.fields | {array.field: address},
+                results=dict(low.image.results),
+            )  # fmt: skip
+            if array.written:
+                name = names[array.field]
+                image.results[name] = high.image.results[name]
+            # The other window holds nothing of `high`: the array must be held against its own.
+            directions = ("WRITE", "READ") if array.written else ("READ", "WRITE")
+            end = address + padded_size(array.n_bytes)
+            bench.window(directions[1], bench.first, low.image.end - 1)
+            for last in (end - 1, end - 2):
+                bench.window(directions[0], bench.first, last)
+                one = Placed(job, image)
+                clear(bench, [one])
+                due = (ErrorCode.WINDOW, address) if last < end - 1 else None
+                bench.run([unread(one) if due else one], {0: due} if due else {})
+            for direction in directions:
+                bench.window(direction, bench.first, bench.last)
+    # As many tokens as there can be, none of which the job reads.
+    route = made["simple"]["route"]
+    size = -(-MAX_TOKENS // (route.store.n_chunks * CHUNK_MULTIPLE)) * CHUNK_MULTIPLE
+    overrides = {"n_tokens": MAX_TOKENS, "chunk_tokens": size}
+    bench.run(bench.place(dataclasses.replace(route, overrides=overrides)))
+
+
 def guards(bench, made, timing, rng):
     """Windows that close over a job on its way: nothing outside is touched; a reset mends it."""
     device = bench.device
@@ -660,6 +700,18 @@ def read_errors(bench, made, timing, rng):
                 {ahead: (ErrorCode.READ, start + offset)},
             )
             device.clear_injections()
+    # The chunks that a failed job leaves are not those of the next one.
+    for kind in ("many", "few of many"):
+        (bad,) = bench.place(made[kind])
+        read = np.flatnonzero(bench.expected(made[kind]).selected.any(axis=0))
+        for chunk in (read[0], read[len(read) // 2], read[-1]):
+            address = bad.image.fields["k_addr"] + int(chunk) * 16 * bench.config.head_dim
+            device.inject(kind="read", address=address, size=word, count=1)
+            placed = [own["explicit"], bad, own["dense"], own["explicit"]]
+            clear(bench, placed)
+            bench.run(
+                [unread(p) if p is bad else p for p in placed], {1: (ErrorCode.READ, address)}
+            )
     clear(bench, good)
     bench.run(good)
 
@@ -871,6 +923,7 @@ SCENES = (
     Scene("checksums", checksums, CALM, BASES[1]),
     Scene("checksums rough", checksums, ROUGH, BASES[0], 1),
     Scene("windows", windows, CALM, BASES[1]),
+    Scene("edges", edges, CALM, BASES[0]),
     Scene("guards", guards, {"latency": 50}, BASES[1]),
     Scene("doorbell", doorbell, CALM, BASES[0], 2),
     Scene("registers", registers, CALM, BASES[0]),
@@ -909,13 +962,19 @@ class Suite:
         checked = made["checked"]
         wanted = np.ones((len(checked.q), checked.store.n_chunks), dtype=bool)
         wanted[:, 1] = False
+        job_lists = {"jobs": jobs(config, rng), "extremes": extremes(config, rng)}
+        n_chunks = config.max_chunks
+        many = Job(store(rng, config, 16 * n_chunks, 16), *queries(rng, 3, config.head_dim))
+        few = np.zeros((3, n_chunks), dtype=bool)
+        few[:, 1::3] = True
         self.made = {
-            "jobs": jobs(config, rng),
-            "extremes": extremes(config, rng),
+            **job_lists,
             "simple": {
                 kind: dataclasses.replace(job, tag=0x5EED0000 + index)
                 for index, (kind, job) in enumerate(made.items())
             },
+            "many": many,
+            "few of many": dataclasses.replace(many, explicit=few),
             "unread chunk": dataclasses.replace(checked, explicit=wanted),
             "long": Job(
                 store(rng, config, 32 * min(16, config.max_chunks), 32),

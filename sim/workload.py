@@ -187,6 +187,16 @@ def extremes(config, rng):
     for group in sorted({2, 3, most}):
         q = queries(rng, most - most % group, dim)
         made.append(Job(even, *q, k=n_chunks // 2 - 1, keep_first=0, keep_last=0, group=group))
+    # Pairs whose halves have any sign.
+    for n_rep in (2, 4):
+        pairs = dataclasses.replace(
+            even,
+            router=Router.MINMAX,
+            rep=rng.integers(-128, 128, (n_chunks, n_rep, dim)).astype(np.int8),
+            rep_scale=np.full((n_chunks, n_rep), 120 << 7, np.uint16),
+        )
+        q = queries(rng, most, dim)
+        made.append(Job(pairs, *q, k=n_chunks // 2 - 1, keep_first=0, keep_last=0))
     # LSE just above 0: 64 tokens of weight 1 / 64 and one of weight 2**-21.
     one = np.full(65, 0x3F80, np.uint16)
     keys = np.zeros((65, dim), np.int8)
