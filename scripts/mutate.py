@@ -9,10 +9,10 @@ nothing at the ports can tell them from the original, and they do not count. Tho
 count: a test could tell them, or only one of another size.
 
 Usage: python scripts/mutate.py [--config tiny] [--count 400] [--seed 1] [--jobs 2]
-       [--out build/mutate] [--only NUMBER ...] [--verilog FILE] [--cache DIR]
+       [--out build/mutate] [--only NUMBER ...] [--publish]
 
-Writes OUT/mutants.json and OUT/mutants.md. Exits with 1 when fewer than 90 % are killed, or when
-the unit itself fails.
+Writes OUT/mutants.json and OUT/mutants.md; with --publish also the tables of docs/verification.md.
+Exits with 1 when fewer than 90 % are killed, or when the unit itself fails.
 """
 
 import argparse
@@ -30,16 +30,17 @@ from collections.abc import Callable, Iterable
 
 from moska.gen.config import Config, tomllib
 from moska.sim.device import built, cache_directory, generated
-from moska.sim.page import table
+from moska.sim.page import put, table
 from moska.sim.reach import component
 from moska.sim.schemata import KINDS, Mutant, Verilog
 from moska.sim.suite import Difference, Suite
 
 TARGET = 0.9
-SECONDS = 60  # that a mutant may take before it counts as a hang
+SECONDS = 60  # of processor time that a mutant may take before it counts as a hang
 CONTEXT = 4  # lines of Verilog around a survivor
 REASONS = pathlib.Path(__file__).with_name("mutants.toml")
 VERDICTS = ("killed", "alive", "cycles", "equivalent")
+PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "verification.md"
 KILLS = ("bits", "code", "counters", "memory", "register", "violation", "hang", "crash")
 
 
@@ -76,7 +77,7 @@ class Judge:
         child = os.fork()
         if not child:
             os.close(read)
-            signal.alarm(SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             code = 0
             try:
                 os.write(write, json.dumps(self._play(number)).encode())
@@ -92,7 +93,7 @@ class Judge:
             kind, scene, text = json.loads(raw)
         else:
             number = os.waitstatus_to_exitcode(status)
-            kind = "hang" if number == -signal.SIGALRM else "crash"
+            kind = "hang" if number == -signal.SIGPROF else "crash"
             scene, text = "", f"exit status {number}"
         return Outcome(kind, scene, text, time.monotonic() - start)
 
@@ -213,19 +214,19 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("build/mutate"))
     parser.add_argument("--only", type=int, nargs="*", help="numbers of the mutants to play")
-    parser.add_argument("--verilog", type=pathlib.Path, help="of the unit, instead of its own")
-    parser.add_argument("--cache", type=pathlib.Path, default=cache_directory())
+    parser.add_argument("--publish", action="store_true", help="write the documentation's tables")
     options = parser.parse_args()
     config = Config.load(options.config)
     options.out.mkdir(parents=True, exist_ok=True)
 
-    verilog = Verilog((options.verilog or generated(config, options.cache)).read_text())
+    cache = cache_directory()
+    verilog = Verilog(generated(config, cache).read_text())
     mutants = verilog.sample(options.count, seed=options.seed)
     path = options.out / f"{config.name}.v"
     path.write_text(verilog.text(mutants))
     print(f"{len(verilog.sites)} places, {len(mutants)} mutants; building {path}", flush=True)
-    built(path, options.cache)
-    judge = Judge(Suite(config, options.cache, verilog=path))
+    built(path, cache)
+    judge = Judge(Suite(config, verilog=path))
     for text in judge.wrong:
         print(f"the unit itself fails, so the scene is left out: {text}", flush=True)
     reasons = tomllib.loads(REASONS.read_text(encoding="utf-8"))
@@ -253,6 +254,9 @@ def main() -> int:
     (options.out / "mutants.json").write_text(json.dumps(summary, indent=1) + "\n")
     (options.out / "mutants.md").write_text(report(summary, verilog.lines))
     print("\n".join(sections(summary)["kinds"]))
+    if options.publish:
+        for name, section in sections(summary).items():
+            put(PAGE, f"mutants {name}", "\n".join(section))
     print(f"killed {rate(rows):.1%}; {options.out}/mutants.md")
     return 0 if rate(rows) >= TARGET and not judge.wrong else 1
 
