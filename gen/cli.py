@@ -8,29 +8,9 @@ from importlib import metadata
 import click
 
 from moska.gen.config import Config, preset_names
+from moska.host.cli import Failure, Refusal, chat, evaluate
 
 PRESETS = ", ".join(preset_names())
-
-
-class Refusal(click.ClickException):
-    """A refused configuration or file: one line on standard error, exit status 2."""
-
-    exit_code = 2
-
-    def show(self, file=None):
-        """Print the line."""
-        line = " ".join(self.message.split())
-        click.echo(f"moska: error: {line}", file=file, err=True)
-
-
-class Failure(click.ClickException):
-    """A simulation that failed or differs from the golden model: exit status 1."""
-
-    exit_code = 1
-
-    def show(self, file=None):
-        """Print the message, with the end of a log if it has one."""
-        click.echo(f"moska: error: {self.message}", file=file, err=True)
 
 
 class ConfigType(click.ParamType):
@@ -66,6 +46,10 @@ def main():
     The unit attends many queries to one shared store of keys and values: it picks chunks per
     query, reads each picked chunk once, and returns partial outputs with their log-sum-exp.
     """
+
+
+main.add_command(chat)
+main.add_command(evaluate)
 
 
 @main.command(short_help="Show a configuration and what follows from it, or the host side.")

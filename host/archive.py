@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -39,6 +38,7 @@ from moska.golden.router import router_kind
 from moska.golden.unit import Store
 from moska.host.chunks import ChunkFormat, Tokens, chain, short, token_array
 from moska.host.errors import CorruptLibrary
+from moska.host.progress import track
 from moska.host.run import Run
 
 INDEX = "library.json"

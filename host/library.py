@@ -9,7 +9,6 @@ from types import MappingProxyType, TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from moska.host import archive
 from moska.host.chunks import ChunkFormat, TokenIds, Tokens, token_array
@@ -19,6 +18,7 @@ from moska.host.device import Device
 from moska.host.errors import BudgetExceeded, InUse, NotStored
 from moska.host.geometry import Geometry
 from moska.host.pool import Lease, Pool
+from moska.host.progress import track
 from moska.host.run import Run, quantise
 
 Float = NDArray[np.floating]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from types import TracebackType
 
 import numpy as np
-from rich.progress import track
 
 from moska.golden.unit import Store
 from moska.host.chunks import ChunkFormat
@@ -14,6 +13,7 @@ from moska.host.context import Context, Segment, Span
 from moska.host.device import Device
 from moska.host.errors import BudgetExceeded, NotStored, OutOfMemory
 from moska.host.handle import StoreHandle
+from moska.host.progress import track
 from moska.host.run import Run
 
 Handles = list[list[StoreHandle]]  # of each layer, of each KV head

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import track
 
 from moska.golden.unit import Store
 from moska.host.chunks import ChunkFormat, Tokens
+from moska.host.progress import track
 
 Float = NDArray[np.floating]
 Stores = tuple[tuple[Store, ...], ...]  # of each layer: of each KV head

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARTS = ("hw", "gen", "sim", "golden", "host", "fpga")
-SHIPPED = {".py", ".rdl", ".json", ".npz", ".html", ".vlt", ".toml", ".h", ".cpp"}
+SHIPPED = {".py", ".rdl", ".json", ".npz", ".html", ".vlt", ".toml", ".h", ".cpp", ".txt"}
 
 
 def is_product(path):
