@@ -470,6 +470,10 @@ def test_the_budget_is_kept_to_the_byte(make, model):
         check(library)
     assert library.nbytes == 3 * need
     assert library.statistics.evicted_segments == 7
+    almost = make(segment_chunks=4, budget_bytes=3 * need - 1)
+    for seed in range(40, 43):
+        add(almost, model, text(model, seed, 4 * CHUNK))
+    assert almost.nbytes == 2 * need
     add(make(segment_chunks=4, budget_bytes=need), model, text(model, 50, 4 * CHUNK))
     with pytest.raises(BudgetExceeded):
         add(make(segment_chunks=4, budget_bytes=need - 1), model, text(model, 50, 4 * CHUNK))
