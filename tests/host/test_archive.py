@@ -279,13 +279,23 @@ def test_files_that_are_cut_or_gone(library, saved, tiny, tmp_path):
             Library.load(tiny, folder)
 
 
-def test_files_that_are_swapped(saved, tiny):
-    a, b = sorted(saved.glob("*.safetensors"))[:2]
-    raw = a.read_bytes()
-    a.write_bytes(b.read_bytes())
-    b.write_bytes(raw)
-    with pytest.raises(CorruptLibrary):
-        Library.load(tiny, saved)
+def test_files_that_are_swapped(tiny, model, tmp_path):
+    rng = np.random.default_rng(5)
+    texts = {name: model.tokens(rng, 2 * CHUNK) for name in "ab"}
+    with Library(tiny, model.geometry, chunk_tokens=CHUNK) as library:
+        for name, tokens in texts.items():
+            library.add(tokens, *model.kv(tokens), name=name)
+        library.save(tmp_path)
+    files = [
+        tmp_path / archive.file_name(library.format.addresses(t.astype(np.uint32))[-1])
+        for t in texts.values()
+    ]
+    raw = [file.read_bytes() for file in files]
+    for file, other in zip(files, reversed(raw), strict=True):
+        file.write_bytes(other)
+    name = chunk_name(library, texts["a"], 1)
+    with pytest.raises(CorruptLibrary, match=f"{name} .*: its address is not the one in the index"):
+        Library.load(tiny, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -450,6 +450,20 @@ def test_remove(library, model):
     add(library, model, b, name="a")  # the name is free again
 
 
+def test_remove_spares_what_others_have_a_part_in_or_follow(library, model):
+    tokens = text(model, 71, 4 * CHUNK)
+    add(library, model, tokens, name="whole")
+    add(library, model, tokens[: 2 * CHUNK], name="beginning")
+    library.remove("whole")
+    assert library.compose(["beginning"]).n_chunks == 2
+    assert library.match(tokens).n_chunks == 4  # one segment
+    longer = np.concatenate([tokens, text(model, 72, CHUNK)])
+    add(library, model, longer)
+    library.remove("beginning")
+    assert library.match(longer).n_chunks == 5
+    check(library)
+
+
 def test_a_name_stands_for_one_text(library, model):
     tokens = text(model, 32, 2 * CHUNK)
     add(library, model, tokens, name="a")
