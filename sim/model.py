@@ -25,9 +25,10 @@ from moska.golden.layout import (
     unpack_selection,
 )
 from moska.golden.router import Router
-from moska.golden.unit import Result, Store, attend
+from moska.golden.unit import Result, Store
 from moska.host import regmap
 from moska.sim.job import Job, routed_only
+from moska.sim.quick import attend
 
 ACCESS_CYCLES = 5  # of a register access
 FENCE_CYCLES = 16  # of a job that does nothing
