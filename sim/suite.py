@@ -594,6 +594,8 @@ def edges(bench, made, timing, rng):
     size = -(-MAX_TOKENS // (route.store.n_chunks * CHUNK_MULTIPLE)) * CHUNK_MULTIPLE
     overrides = {"n_tokens": MAX_TOKENS, "chunk_tokens": size}
     bench.run(bench.place(dataclasses.replace(route, overrides=overrides)))
+    one = dataclasses.replace(made["short"], overrides={"chunk_tokens": MAX_TOKENS})
+    bench.run(bench.place(one))
 
 
 def guards(bench, made, timing, rng):
@@ -974,6 +976,7 @@ class Suite:
                 for index, (kind, job) in enumerate(made.items())
             },
             "many": many,
+            "short": Job(store(rng, config, 16, 16), *queries(rng, 1, config.head_dim)),
             "few of many": dataclasses.replace(many, explicit=few),
             "unread chunk": dataclasses.replace(checked, explicit=wanted),
             "long": Job(
