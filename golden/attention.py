@@ -36,8 +36,13 @@ def scores(
     ``dot * q_mantissa * k_mantissa * 2**(q_exponent + k_exponent - 256)``, rounded half up once.
     """
     dot = fit(exact_matmul(q, k.T), dot_width(q.shape[-1]), name="dot")  # (M, T)
-    mantissa = scale_mantissa(q_scale)[:, None] * scale_mantissa(k_scale)[None, :]
-    exponent = scale_exponent(q_scale)[:, None] + scale_exponent(k_scale)[None, :]
+    return scaled(dot, q_scale[:, None], k_scale[None, :])
+
+
+def scaled(dot: Int, q_scale: NDArray[np.uint16], k_scale: NDArray[np.uint16]) -> Int:
+    """Turn dot products, any shape, into scores; the scales are those of each product."""
+    mantissa = scale_mantissa(q_scale) * scale_mantissa(k_scale)
+    exponent = scale_exponent(q_scale) + scale_exponent(k_scale)
     product = (dot * mantissa) << SCORE_PRESHIFT
     shift = np.clip(256 + SCORE_PRESHIFT - exponent, 0, SCORE_SHIFT_MAX)
     return saturate(round_shift(product, shift), SCORE_WIDTH)

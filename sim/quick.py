@@ -3,9 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from moska.golden.attention import scores
+from moska.golden.attention import scaled
 from moska.golden.finish import finish
-from moska.golden.formats import BLOCK_TOKENS, SCORE_WIDTH, STATE_GUARD, Int
+from moska.golden.formats import BLOCK_TOKENS, SCORE_WIDTH, STATE_GUARD, Int, dot_width, fit
 from moska.golden.router import Bool
 from moska.golden.softmax import probabilities, pv_reference, reference, scaled_probabilities
 from moska.golden.state import RowState
@@ -63,8 +63,11 @@ def _block_results(
 ) -> tuple[Int, Int, Int, Int]:
     """Return references (B, M), sums (B, M), references of values (B, M), values (B, M, D)."""
     n_blocks, n_rows = len(tokens), len(q)
-    s = scores(q, q_scale, store.k[tokens.ravel()], store.k_scale[tokens.ravel()])
-    s = s.reshape(n_rows, n_blocks, BLOCK_TOKENS).swapaxes(0, 1)
+    # Products of one block at a time: NumPy's library gives larger ones to several threads, which
+    # costs more than it gains. Exact in float64, as moska.golden.attention.exact_matmul.
+    dot = q.astype(np.float64) @ store.k[tokens].astype(np.float64).swapaxes(1, 2)
+    dot = fit(dot.astype(np.int64), dot_width(q.shape[1]), name="dot")
+    s = scaled(dot, q_scale[:, None], store.k_scale[tokens][:, None])
     padded = not real.all()
     if padded:
         # The smallest score there is: no maximum is one of a token that is not real.
@@ -79,7 +82,6 @@ def _block_results(
         keep = np.repeat(real, n_rows, axis=0)
         p, pv = p * keep, pv * keep
     shape = (n_blocks, n_rows)
-    # Exact in float64, as moska.golden.attention.exact_matmul.
     o = pv.reshape(*shape, BLOCK_TOKENS).astype(np.float64) @ store.v[tokens].astype(np.float64)
     return (
         ref.reshape(shape),
