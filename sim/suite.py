@@ -16,7 +16,7 @@ import numpy as np
 
 from moska.gen.config import Config
 from moska.golden.check import arrays
-from moska.golden.formats import ALIGN, CHUNK_MULTIPLE, MAX_TOKENS
+from moska.golden.formats import ALIGN, BLOCK_TOKENS, CHUNK_MULTIPLE, MAX_TOKENS, Q_BITS
 from moska.golden.layout import (
     CHECKSUM_BYTES,
     COMPLETION_BYTES,
@@ -318,6 +318,8 @@ def registers(bench, made, timing, rng):
         "ID": regmap.ID_VALUE,
         "VERSION": regmap.VERSION_MAP_VALUE | regmap.VERSION_GENERATOR_VALUE << 16,
         "CONTROL": regmap.CONTROL_ENABLE_MASK,
+        "BLOCK_TOKENS": BLOCK_TOKENS,
+        "Q_BITS": Q_BITS,
         **{
             name.upper(): getattr(config, name)
             for name in regmap.PARAMETERS

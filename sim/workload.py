@@ -187,6 +187,11 @@ def extremes(config, rng):
     for group in sorted({2, 3, most}):
         q = queries(rng, most - most % group, dim)
         made.append(Job(even, *q, k=n_chunks // 2 - 1, keep_first=0, keep_last=0, group=group))
+    # Ties to break, then rows without a search.
+    equal = np.repeat(even.rep[:1], n_chunks, axis=0)
+    for k in (3, n_chunks):
+        q = queries(rng, most, dim)
+        made.append(Job(dataclasses.replace(even, rep=equal), *q, k=k, keep_first=0, keep_last=0))
     # Pairs whose halves have any sign.
     for n_rep in (2, 4):
         pairs = dataclasses.replace(
@@ -205,11 +210,16 @@ def extremes(config, rng):
     q = np.zeros((1, dim), np.int16)
     q[0, :2] = -6, -15
     made.append(Job(Store(keys, keys, one, one, 80), q, one[:1]))
+    # LSE all over -1 to 1, with all its bits.
+    q = np.zeros((most, dim), np.int16)
+    q[:, 0] = np.linspace(-4095, 4095, most)
+    scale = np.full(most, 115 << 7, np.uint16)  # 1 / 4096
+    made.append(Job(Store(keys[:1], keys[:1], one[:1], one[:1], 16), q, scale))
     # Half of the smallest floats: less than the least that is not 0, or just that.
     powers = np.resize(np.array([1, -2, 4, -8, 16, -32, 64, -128, 0, 127], np.int8), (1, dim))
     halves = np.concatenate((powers, np.zeros_like(powers)))
     zero = quantize_q(np.zeros((most, dim)))
-    made.append(Job(Store(halves, halves, one[:2], np.full(2, 0x0080, np.uint16), 16), *zero))
+    made.append(Job(Store(halves, halves, one[:2], np.full(2, 0x00C0, np.uint16), 16), *zero))
     # A token of weight 1: LSE is 0, and quotients just below a power of two round up to it. Its
     # queries take longer than its products.
     made.append(Job(Store(powers, powers, one[:1], one[:1], 16), *zero))
