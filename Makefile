@@ -104,10 +104,10 @@ test-llm: check $(LLM_STAMP)  ## run the tests that need a language model
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m llm tests/llm
 
 mutate: check $(STAMP)  ## change the unit in 400 places, one at a time: does the suite notice?
-	@echo "==> Mutants of the smallest unit, about ten minutes; report in build/mutate"
+	@echo "==> Mutants of the smallest unit, about five minutes; report in build/mutate"
 	@$(BIN)/python scripts/mutate.py --jobs $(JOBS)
 
-coverage: check $(STAMP)  ## count lines and toggles of the Verilog that simulation reaches
+coverage: check $(STAMP)  ## count lines and toggles of the Verilog, and crosses, that tests reach
 	@echo "==> Two units that count, about twenty minutes; report in build/coverage"
 	@$(BIN)/python scripts/coverage.py
 
