@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moska.host.chunks import ChunkFormat, chain, token_array
@@ -13,9 +13,11 @@ from moska.host.rope import Llama3Scaling, Rope
 
 GEOMETRY = Geometry("a model", 2, 4, 2, 64, Rope(10_000, 64))
 FORMAT = ChunkFormat(GEOMETRY, 16, "minmax")
+CHECK = settings(deadline=None, derandomize=True, database=None)
 texts = st.lists(st.integers(0, 3), max_size=100)
 
 
+@CHECK
 @given(texts, texts)
 def test_equal_addresses_are_equal_prefixes(a, b):
     first, second = (FORMAT.addresses(token_array(x)) for x in (a, b))

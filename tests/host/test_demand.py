@@ -4,13 +4,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moska.host.chunks import token_array
 from moska.host.demand import Demand
 
 ROOT = bytes(32)
+CHECK = settings(deadline=None, derandomize=True, database=None)
 
 
 def demand(max_chunks=1000):
@@ -57,6 +58,7 @@ def test_what_is_stored_is_no_candidate():
     assert counts.candidates(2, kept.__contains__) == []
 
 
+@CHECK
 @given(st.lists(st.lists(st.integers(0, 2), max_size=4), max_size=30), st.integers(1, 4))
 def test_equals_a_count_of_all_prefixes(requests, least):
     counts = demand()
@@ -71,6 +73,7 @@ def test_equals_a_count_of_all_prefixes(requests, least):
     } == longest
 
 
+@CHECK
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), max_size=60))
 def test_is_bounded_and_forgets_the_oldest(requests):
     counts = demand(max_chunks=8)

@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moska.golden.formats import scale_value
@@ -18,6 +18,7 @@ from moska.sim.data import NAMES, load
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LLAMA3 = Llama3Scaling(8.0, 1.0, 4.0, 8192)
 ROPES = [Rope(10_000, 16), Rope(100_000, 64), Rope(500_000, 64, LLAMA3)]
+CHECK = settings(deadline=None, derandomize=True, database=None)
 POSITIONS = st.integers(-1_000_000, 1_000_000)
 ropes = st.sampled_from(ROPES)
 
@@ -82,6 +83,7 @@ def test_equals_transformers(theta, scaling):
     np.testing.assert_allclose(rope.rotate(x, np.arange(200)), theirs.numpy(), atol=1e-4)
 
 
+@CHECK
 @given(ropes, POSITIONS, POSITIONS, st.integers(0, 99))
 def test_shifts_compose(rope, a, b, seed):
     x = vectors(rope, seed, 4)
@@ -91,6 +93,7 @@ def test_shifts_compose(rope, a, b, seed):
     np.testing.assert_allclose(rope.shift(rope.shift(x, a), -a), x, atol=1e-12, rtol=0)
 
 
+@CHECK
 @given(ropes, POSITIONS, POSITIONS, POSITIONS, st.integers(0, 99))
 def test_query_rotated_back_scores_like_key_moved(rope, query, key, shift, seed):
     q, k = vectors(rope, seed, 2)
