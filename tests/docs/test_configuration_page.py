@@ -48,12 +48,14 @@ def blocks(path, language):
 
 
 def test_example_configurations_are_legal():
-    """The TOML examples of the pages load."""
+    """The TOML examples of the pages load, but for those of a package's own file."""
     found = 0
     for path in sorted((ROOT / "docs").rglob("*.md")):
         for text in blocks(path, "toml"):
-            Config.from_dict(tomllib.loads(text))
-            found += 1
+            values = tomllib.loads(text)
+            if "project" not in values:
+                Config.from_dict(values)
+                found += 1
     assert found >= 2
 
 
