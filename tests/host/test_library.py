@@ -17,6 +17,7 @@ from moska.host import (
     NotStored,
     OutOfMemory,
 )
+from moska.host.context import Context
 from moska.host.merge import merge_states
 
 CHUNK = 16
@@ -527,6 +528,17 @@ def test_what_a_new_tail_follows_is_not_evicted_for_it(make, model):
         add(library, model, tokens)
     assert library.match(tokens).n_chunks == 4
     check(library)
+
+
+def test_what_a_leased_tail_follows_is_in_use(make, model):
+    need = make(segment_chunks=2)._pool.run_bytes(2)
+    library = make(segment_chunks=2, budget_bytes=2 * need)
+    context = add(library, model, text(model, 73, 4 * CHUNK))
+    with library.lease(Context(context.spans[1:])):
+        assert library.evict(1) == 0
+        message = f"but {2 * need:,} of the {2 * need:,} bytes that are stored are in use"
+        with pytest.raises(BudgetExceeded, match=message):
+            add(library, model, text(model, 74, 2 * CHUNK))
 
 
 def test_full_device_memory_evicts_then_is_an_error(model):
