@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from moska.golden.formats import scale_value
+from moska.golden.formats import KEY_WIDTH, scale_value
 from moska.golden.quantize import quantize_q, quantize_rows
 from moska.golden.router import Bool, select
 from moska.golden.unit import Store, attend, route
@@ -243,7 +243,9 @@ def oracle(store: Store, q: F32, k: int, group: int) -> Bool:
     p = np.exp(s - s.max(axis=1, keepdims=True))
     p /= p.sum(axis=1, keepdims=True)
     share = np.add.reduceat(p, np.arange(0, store.n_tokens, store.chunk_tokens), axis=1)
-    return select((share * 2**30).astype(np.int64), k, keep_first=1, keep_last=1, group=group)
+    # Keys have the router's width: shares from 1 down to 2**-32 on a logarithmic scale.
+    steps = np.log2(np.maximum(share, 2.0**-32)) * 2 ** (KEY_WIDTH - 6)
+    return select(steps.astype(np.int64), k, keep_first=1, keep_last=1, group=group)
 
 
 def _part(selected: Bool | None, start: int) -> Bool | None:
