@@ -1,6 +1,7 @@
 """Commands of `moska` that run a language model."""
 
 # Everything heavy (torch, transformers, the driver) is imported by the command that needs it.
+import importlib
 import json
 import pathlib
 from typing import IO, Any
@@ -240,7 +241,7 @@ def evaluate(
         if plot.suffix not in (".png", ".svg"):
             raise Refusal(f"plot must be a .png or .svg file, not {plot}")
         try:
-            from moska.host.llm import chart
+            importlib.import_module("matplotlib")
         except ImportError as error:
             raise Refusal(
                 f"the extra demo must be installed (pip install 'moska[demo]'): {error}"
@@ -262,6 +263,8 @@ def evaluate(
     if json_path:
         write_json(figures, json_path)
     if plot:
+        from moska.host.llm import chart
+
         try:
             chart.plot(figures, plot)
         except OSError as error:

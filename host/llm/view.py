@@ -161,8 +161,9 @@ def totals(outcome: Outcome) -> Table:
     table.add_row("path", outcome.path)
     table.add_row("document", f"{outcome.store_bytes:,} bytes in the unit's memory")
     table.add_row("shared part", f"questions' prefill {where(first)}, answers {where(decode)}")
-    for decision in [d for step in (*first, *decode[:1]) for d in step.report.decisions][:2]:
-        table.add_row("", f"{decision.work.n_rows} rows together: {decision.reason}")
+    for step in (*first, *decode[:1]):
+        for decision in step.report.decisions[-1:]:
+            table.add_row("", f"{decision.work.n_rows} rows together: {decision.reason}")
     rate = outcome.tokens_per_second(decode)
     if rate is not None:
         cycles = sum(step.report.cycles for step in decode) / len(decode)
