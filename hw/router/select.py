@@ -1,6 +1,6 @@
 """Exact top-k selection of chunks by radix search over stored keys."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -8,6 +8,7 @@ from amaranth.utils import ceil_log2, exact_log2
 
 from moska.golden.formats import KEY_WIDTH
 
+DIGITS = (1, 2, 3)  # of two bits, that a pass tries
 COUNT_GROUP = 16  # bits that are counted in one cycle
 PICK_STEPS = 8  # cycles at most, to find the lowest of a word's equal keys
 
@@ -79,19 +80,20 @@ class Selector(wiring.Component):
     What is forced is known without a search: either it fills the selection, and the search is
     among the forced chunks, or all of it is selected, and the search is among the others. For a
     row, or a group, the search finds the largest threshold that as many keys reach as are wanted,
-    bit by bit, the most significant first: a pass over the row's words counts the keys that reach
-    the threshold with the bit set; the bit stays when they are more than wanted, and the search
-    ends early when they are just as many. When it does not, the keys above the threshold are
-    selected, and the lowest ids of those equal to it. No pass is made when nothing is searched
-    for: when ``k`` is 0, the number of forced chunks, or not less than ``n_chunks``.
+    a digit of two bits after the other, the most significant first: a pass over the row's words
+    counts the keys that reach the threshold with the digit 1, 2 and 3; the largest digit stays that
+    more keys reach than wanted, and the search ends early when one is reached by just as many. When
+    it does not, the keys above the threshold are selected, and the lowest ids of those equal to it.
+    No pass is made when nothing is searched for: when ``k`` is 0, the number of forced chunks, or
+    not less than ``n_chunks``.
 
     ``n_slots`` rows, or groups, are searched in turn, a pass each, so that the decision on a pass
     is made during the passes of the others. Results are sent in order. A row that waits for its
     turn keeps its slot.
 
     Timing, for n words a row: a word is read every cycle while there are enough rows to search. A
-    row takes at most ``key_width`` passes of n reads, and n reads to send its words, or 2 * n when
-    it has ties. So R rows that need all 16 passes take at most ``17 * n * R + 12`` cycles, and R
+    row takes at most ``n_digits`` passes of n reads, and n reads to send its words, or 2 * n when
+    it has ties. So R rows that need all 8 passes take at most ``9 * n * R + 12`` cycles, and R
     more when n is 1, from ``start``'s transfer until the last word is taken, when ``o`` does not
     wait and R is a multiple of ``n_slots``. One row alone with p > 0 passes takes ``p * (n +
     pass_overhead) + n + 7`` cycles, R rows without a pass ``R * (n + 1) + 5``. While a row's ties
@@ -118,7 +120,7 @@ class Selector(wiring.Component):
     n_lanes : int
         writers of keys, at least 1
     key_width : int
-        bits of a key, at least 1; other than ``KEY_WIDTH`` for proofs only
+        bits of a key, an even number; other than ``KEY_WIDTH`` for proofs only
 
     Members
     -------
@@ -139,8 +141,8 @@ class Selector(wiring.Component):
         check_power_of_two("max_chunks", max_chunks, width)
         if n_lanes < 1:
             raise ValueError(f"n_lanes must be at least 1, not {n_lanes!r}")
-        if key_width < 1:
-            raise ValueError(f"key_width must be at least 1, not {key_width!r}")
+        if key_width < 2 or key_width % 2:
+            raise ValueError(f"key_width must be even, at least 2, not {key_width!r}")
         self.max_rows = max_rows
         self.max_chunks = max_chunks
         self.width = width
@@ -153,6 +155,11 @@ class Selector(wiring.Component):
             "o": Out(stream.Signature(select_word_layout(max_rows, max_chunks, width))),
             "busy": Out(1),
         })
+
+    @property
+    def n_digits(self):
+        """Passes of a search, at most."""
+        return self.key_width // 2
 
     @property
     def pass_overhead(self):
@@ -315,6 +322,14 @@ class Selector(wiring.Component):
         with m.If(~searching.any()):
             m.d.sync += pass_slot.eq(feed_slot)
 
+        def at_digit(tried, digit):
+            """Return the threshold with ``digit``, 0 to 3, in the place that is tried."""
+            digit = Value.cast(digit)
+            value = tried.threshold | Mux(digit[0], tried.bit, 0)
+            if len(digit) == 1:
+                return value
+            return value | Mux(digit[1], (tried.bit << 1)[:key_width], 0)
+
         # Stage 1: keys that reach the threshold, or exceed it, among those that are searched.
         def below(limit, name):
             """Mask of the chunks of the word whose id is less than ``limit``."""
@@ -344,44 +359,55 @@ class Selector(wiring.Component):
             sure_s1.eq(Mux(among_forced, 0, exists & forced)),
             searched_s1.eq(Mux(quota == 0, 0, exists & Mux(among_forced, forced, ~forced))),
         ]
-        # A threshold, and the bit of it that is tried.
+        # A threshold, and the lower bit of the digit of it that is tried: 0 after the search.
         tries = data.StructLayout({"threshold": key_width, "bit": key_width})
         m.submodules.tried = tried = Memory(shape=tries, depth=n_slots, init=[])
         tried_s1 = tried.read_port(domain="comb")
-        reach = Signal(width)
+        reaches = [Signal(width, name=f"reach_{digit}") for digit in DIGITS]
+        reach = reaches[0]  # of the threshold itself, after the search
         pass_s1 = Signal()
         valid_s1 = Signal()
-        bound = Signal(key_width + 1)
+        m.d.comb += tried_s1.addr.eq(slot_s1)
+        for digit, reached in zip(DIGITS, reaches, strict=True):
+            bound = Signal(key_width + 1, name=f"bound_{digit}")
+            tries_digit = at_digit(tried_s1.data, digit)
+            m.d.comb += [
+                bound.eq(Cat(exceed_s1, tries_digit)),
+                *(
+                    reached[b].eq(searched_s1[b] & (Cat(Const(0, 1), stored[b]) >= bound))
+                    for b in range(width)
+                ),
+            ]
         m.d.comb += [
-            tried_s1.addr.eq(slot_s1),
-            bound.eq(Cat(exceed_s1, tried_s1.data.threshold)),
-            *(
-                reach[b].eq(searched_s1[b] & (Cat(Const(0, 1), stored[b]) >= bound))
-                for b in range(width)
-            ),
             # The turn of a slot may begin in the cycle in which its search ends.
             valid_s1.eq(pass_s1 & searching.bit_select(slot_s1, 1)),
         ]
         m.d.sync += pass_s1.eq(search)
 
         # Stages 2 and 3 (and 4, when wide): count them.
-        reach_s2 = Signal(width, reset_less=True)
         valid = Signal(name="valid_s2")
         last = Signal(name="last_s2", reset_less=True)
         slot = Signal(range(n_slots), name="slot_s2", reset_less=True)
         m.d.sync += [
-            reach_s2.eq(reach),
             valid.eq(valid_s1),
             last.eq(last_s1),
             slot.eq(slot_s1),
         ]
-        parts = reach_s2
+        parts = []  # of each digit: bits, or numbers, to sum up
+        for digit, reached in zip(DIGITS, reaches, strict=True):
+            reach_s2 = Signal(width, name=f"reach_{digit}_s2", reset_less=True)
+            m.d.sync += reach_s2.eq(reached)
+            parts.append(reach_s2)
         if width > COUNT_GROUP:
-            parts = []
-            for i in range(0, width, COUNT_GROUP):
-                part = Signal(range(COUNT_GROUP + 1), name=f"part_s3_{i}", reset_less=True)
-                m.d.sync += part.eq(_total(reach_s2[i : i + COUNT_GROUP]))
-                parts.append(part)
+            for index, digit in enumerate(DIGITS):
+                sums = []
+                for i in range(0, width, COUNT_GROUP):
+                    part = Signal(
+                        range(COUNT_GROUP + 1), name=f"part_{digit}_s3_{i}", reset_less=True
+                    )
+                    m.d.sync += part.eq(_total(parts[index][i : i + COUNT_GROUP]))
+                    sums.append(part)
+                parts[index] = sums
             valid_s3 = Signal()
             last_s3 = Signal(reset_less=True)
             slot_s3 = Signal(range(n_slots), reset_less=True)
@@ -390,57 +416,68 @@ class Selector(wiring.Component):
         counted = Signal()
         counted_last = Signal(reset_less=True)
         counted_slot = Signal(range(n_slots), reset_less=True)
-        count = Signal(range(width + 1), reset_less=True)
         m.d.sync += [
             counted.eq(valid),
             counted_last.eq(last),
             counted_slot.eq(slot),
-            count.eq(_total(parts)),
         ]
 
-        # Decision: what the quota leaves after the words of the pass so far.
-        remaining = Signal(signed(ceil_log2(self.max_chunks) + 2), reset_less=True)
-        difference = Signal.like(remaining)
+        # Decision: what the quota leaves after the words of the pass so far, for each digit.
         decide = Signal()
         exact = Signal()
         ends = Signal()
+        differences = []
+        for digit, part in zip(DIGITS, parts, strict=True):
+            count = Signal(range(width + 1), name=f"count_{digit}", reset_less=True)
+            remaining = Signal(
+                signed(ceil_log2(self.max_chunks) + 2), name=f"remaining_{digit}", reset_less=True
+            )
+            difference = Signal.like(remaining, name=f"difference_{digit}")
+            m.d.sync += count.eq(_total(part))
+            m.d.comb += difference.eq(remaining - count)
+            with m.If(counted):
+                m.d.sync += remaining.eq(difference)
+            with m.If(decide | ~searching.any()):
+                m.d.sync += remaining.eq(quota)
+            differences.append(difference)
         m.submodules.lacking = lacking = Memory(shape=limit_shape, depth=n_slots, init=[])
         lacking_write = lacking.write_port()
         lacking_read = lacking.read_port(domain="comb")
         tried_counted = tried.read_port(domain="comb")
         tried_write = tried.write_port()
         old = tried_counted.data
+        # Fewer keys reach a larger digit: the digits that stay are the lowest ones. The digit that
+        # is reached by as many keys as are wanted, if any, is the next one.
+        stay = Signal(len(DIGITS))
+        digit = Signal(2)
+        missed = Signal.like(differences[0])  # wanted beyond those that reach the next digit
         m.d.comb += [
-            difference.eq(remaining - count),
+            stay.eq(Cat(difference < 0 for difference in differences)),
+            exact.eq(Cat(difference == 0 for difference in differences).any()),
+            digit.eq(_total(stay) + exact),
+            missed.eq(Mux(stay[0], Mux(stay[1], differences[2], differences[1]), differences[0])),
             decide.eq(counted & counted_last),
-            exact.eq(difference == 0),
             ends.eq(exact | old.bit[0]),
             tried_counted.addr.eq(counted_slot),
-            # With a slot's first try; at the end, a bit that was tried in vain is taken back.
-            tried_write.en.eq(feed | (decide & ~exact)),
+            # With a slot's first digit; after a pass, with the next.
+            tried_write.en.eq(feed | decide),
             tried_write.addr.eq(Mux(feed, feed_slot, counted_slot)),
             # Wanted of the keys that are equal to the final threshold.
-            lacking_write.en.eq(feed | (decide & (difference > 0))),
+            lacking_write.en.eq(feed | (decide & ~stay.all())),
             lacking_write.addr.eq(Mux(feed, feed_slot, counted_slot)),
-            lacking_write.data.eq(Mux(feed, quota, difference[: len(quota)])),
+            lacking_write.data.eq(Mux(feed, quota, missed[: len(quota)])),
             lacking_read.addr.eq(out_slot),
         ]
         with m.If(feed):
             m.d.comb += [
-                tried_write.data.threshold.eq(searches << (key_width - 1)),
-                tried_write.data.bit.eq(1 << (key_width - 1)),
+                tried_write.data.threshold.eq(0),
+                tried_write.data.bit.eq(searches << (key_width - 2)),
             ]
         with m.Else():
             m.d.comb += [
-                tried_write.data.threshold.eq(
-                    (old.threshold & ~Mux(difference > 0, old.bit, 0)) | (old.bit >> 1)
-                ),
-                tried_write.data.bit.eq(old.bit >> 1),
+                tried_write.data.threshold.eq(at_digit(old, digit)),
+                tried_write.data.bit.eq(Mux(exact, 0, old.bit >> 2)),
             ]
-        with m.If(counted):
-            m.d.sync += remaining.eq(difference)
-        with m.If(decide | ~searching.any()):
-            m.d.sync += remaining.eq(quota)
         with m.If(decide & ends):
             m.d.sync += [
                 searching.bit_select(counted_slot, 1).eq(0),

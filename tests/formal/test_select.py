@@ -18,7 +18,7 @@ from moska.sim.formal import Bug, Harness, Proof, check_held
 
 pytestmark = pytest.mark.formal
 
-KEY_WIDTH = 2
+KEY_WIDTH = 4  # two digits
 WIDTH = 2
 
 

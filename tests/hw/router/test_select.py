@@ -256,14 +256,14 @@ def cycles_of(width, n_words, n_rows, key, share=4, group=1):
 @pytest.mark.parametrize(("width", "overhead"), [(8, 2), (16, 2), (64, 3)])
 @pytest.mark.parametrize("n_words", [1, 2, 4, 8])
 def test_cycles(width, overhead, n_words):
-    # Keys that differ in the last bit only need all 16 passes.
+    # Keys that differ in the last digit only need all 8 passes.
     one_row = cycles_of(width, n_words, 1, LOWEST + 1)
-    assert one_row == 16 * (n_words + overhead) + n_words + 7
-    # One pass decides when the sign bits do.
-    assert one_row - cycles_of(width, n_words, 1, 5) == 15 * (n_words + overhead)
+    assert one_row == 8 * (n_words + overhead) + n_words + 7
+    # One pass decides when the first digits do.
+    assert one_row - cycles_of(width, n_words, 1, 5) == 7 * (n_words + overhead)
     # Of several rows, the passes of one hide the overhead of the others.
     n_rows = 2 * (overhead + 1)
-    n_reads = 17 * n_words * n_rows
+    n_reads = 9 * n_words * n_rows
     cycles = cycles_of(width, n_words, n_rows, LOWEST + 1)
     assert n_reads < cycles <= n_reads + 12 + (n_rows if n_words == 1 else 0)
     # Rows without a pass.
@@ -272,18 +272,18 @@ def test_cycles(width, overhead, n_words):
 
 @pytest.mark.parametrize("n_words", [1, 4])
 def test_cycles_of_ties(n_words):
-    """All keys are equal: 16 passes, and two reads a word and some steps to send it."""
+    """All keys are equal: 8 passes, and two reads a word and some steps to send it."""
     cycles = cycles_of(16, n_words, 12, LOWEST)
-    n_reads = 12 * (16 * n_words + n_words)
-    assert n_reads < cycles <= 12 * (18 * n_words + 6) + 12 * n_words
+    n_reads = 12 * (8 * n_words + n_words)
+    assert n_reads < cycles <= 12 * (10 * n_words + 6) + 12 * n_words
 
 
 def test_cycles_of_groups():
     """The maxima of a group are made while others are searched."""
     cycles = cycles_of(8, 4, 16, LOWEST + 1, group=2)
-    # Reads: the members for the maxima, 16 passes, the members' words; the first group's maxima
+    # Reads: the members for the maxima, 8 passes, the members' words; the first group's maxima
     # and the last group's search are not hidden.
-    n_reads = 8 * (2 + 16 + 2) * 4
+    n_reads = 8 * (2 + 8 + 2) * 4
     assert n_reads < cycles <= n_reads + (4 * (2 + 2) + 1) + 16 * (4 + 2)
 
 
@@ -291,7 +291,7 @@ def test_cycles_of_groups():
 def test_narrow_keys(n_chunks):
     """The size of the proofs: keys of 2 bits, all of them for one row."""
     dut = Selector(max_rows=2, max_chunks=4, width=2, n_lanes=1, key_width=2)
-    assert dut.n_slots == 3
+    assert (dut.n_slots, dut.n_digits) == (3, 1)
     rng = np.random.default_rng(19)
     jobs = []
     for code in range(4**n_chunks):
@@ -324,7 +324,8 @@ def test_converts(max_rows, max_chunks, width, n_lanes):
         ({"width": 1}, "width must be a power of two, at least 2, not 1"),
         ({"max_chunks": 4}, "max_chunks must be a power of two, at least 8, not 4"),
         ({"n_lanes": 0}, "n_lanes must be at least 1, not 0"),
-        ({"key_width": 0}, "key_width must be at least 1, not 0"),
+        ({"key_width": 0}, "key_width must be even, at least 2, not 0"),
+        ({"key_width": 3}, "key_width must be even, at least 2, not 3"),
     ],
 )
 def test_rejects(arguments, message):
