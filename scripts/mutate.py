@@ -164,12 +164,12 @@ def sections(summary: dict) -> dict[str, list[str]]:
     """Tables of a run, by name: for the report and for the documentation."""
     rows = summary["mutants"]
     noticed = collections.Counter(row["outcome"]["kind"] for row in rows)
-    survivors = collections.Counter(
-        (row["verdict"], row["reason"] or "no reason")
-        for row in rows
-        if row["verdict"] in ("alive", "equivalent")
-    )
-    ordered = sorted(survivors.items(), key=lambda item: (item[0][0], -item[1]))
+    survivors = collections.defaultdict(list)
+    for row in rows:
+        if row["verdict"] in ("alive", "equivalent"):
+            change = f"`{row['module']}` {row['change']}".replace("|", r"\|")
+            survivors[row["verdict"], row["reason"] or "no reason"].append(change)
+    ordered = sorted(survivors.items(), key=lambda item: (item[0][0], -len(item[1])))
     return {
         "kinds": tallies("change", grouped(rows, lambda row: row["kind"], KINDS)),
         "components": tallies("component", grouped(rows, lambda row: component(row["module"]))),
@@ -179,7 +179,8 @@ def sections(summary: dict) -> dict[str, list[str]]:
         ),
         "survivors": table(
             ["verdict", "mutants", "why"],
-            [[verdict, str(count), why] for (verdict, why), count in ordered],
+            [[verdict, ", ".join(found), why] for (verdict, why), found in ordered],
+            left=3,
         ),
     }
 
