@@ -25,7 +25,7 @@ MARK = "\N{REPLACEMENT CHARACTER}"  # stands for the document until its place is
 
 
 @dataclass(frozen=True)
-class Settings:
+class Options:
     """How questions are answered."""
 
     document_tokens: int = 512  # at most, what the template puts before it included
@@ -112,7 +112,7 @@ Observer = Callable[[Outcome], None]
 
 
 def prepare(
-    model: Any, tokenizer: Any, text: str, questions: Sequence[str], settings: Settings
+    model: Any, tokenizer: Any, text: str, questions: Sequence[str], options: Options
 ) -> Conversation:
     """Put document and questions into the model's chat template, and compute the document.
 
@@ -124,11 +124,11 @@ def prepare(
     before, after = _template(tokenizer)
     head = _tokens(tokenizer, before)
     whole = head + _tokens(tokenizer, text)
-    kept = min(len(whole), settings.document_tokens) // settings.chunk_tokens
-    kept *= settings.chunk_tokens
+    kept = min(len(whole), options.document_tokens) // options.chunk_tokens
+    kept *= options.chunk_tokens
     if kept <= len(head):
         raise ValueError(
-            f"document must have at least a chunk of {settings.chunk_tokens} tokens, "
+            f"document must have at least a chunk of {options.chunk_tokens} tokens, "
             f"not {len(whole) - len(head)}"
         )
     document = whole[:kept]
@@ -141,18 +141,18 @@ def prepare(
 
 @contextmanager
 def serving(
-    model: Any, device: Device, path: Path, conversation: Conversation, settings: Settings
+    model: Any, device: Device, path: Path, conversation: Conversation, options: Options
 ) -> Generator[Orchestrator, None, None]:
     """Orchestrator with the document in the device's memory."""
     with Library(
         device,
         geometry(model),
-        chunk_tokens=settings.chunk_tokens,
-        router=settings.router,
+        chunk_tokens=options.chunk_tokens,
+        router=options.router,
     ) as library:
         library.add(conversation.document, conversation.k, conversation.v, name="document")
-        policy = Policy(always="unit" if settings.where == "unit" else None)
-        with Orchestrator(library, path, k=settings.k, policy=policy) as orchestrator:
+        policy = Policy(always="unit" if options.where == "unit" else None)
+        with Orchestrator(library, path, k=options.k, policy=policy) as orchestrator:
             yield orchestrator
 
 
@@ -162,7 +162,7 @@ def run(
     device: Device,
     path: Path,
     conversation: Conversation,
-    settings: Settings,
+    options: Options,
     observer: Observer = lambda _: None,
 ) -> Outcome:
     """Answer all questions at once, greedily.
@@ -175,13 +175,13 @@ def run(
     end = _end_tokens(model, tokenizer)
     pad = min(end)
     model.set_attn_implementation(register())
-    with serving(model, device, path, conversation, settings) as orchestrator:
+    with serving(model, device, path, conversation, options) as orchestrator:
         outcome.store_bytes = orchestrator.library.nbytes
         with Batch(orchestrator, conversation.prompts, pad=pad, device=model.device) as batch:
             model.generate(
                 **batch.inputs,
-                max_new_tokens=settings.new_tokens,
-                min_new_tokens=min(settings.min_tokens, settings.new_tokens),
+                max_new_tokens=options.new_tokens,
+                min_new_tokens=min(options.min_tokens, options.new_tokens),
                 do_sample=False,
                 pad_token_id=pad,
                 eos_token_id=sorted(end),
@@ -197,7 +197,7 @@ def divergence(
     conversation: Conversation,
     answers: Sequence[Sequence[int]],
     keeps: Sequence[float],
-    settings: Settings,
+    options: Options,
 ) -> dict[float, dict[str, float]]:
     """KL (nats a token) and top-1 agreement against full attention, over the answers' tokens.
 
@@ -215,7 +215,7 @@ def divergence(
         for prompt, answer in zip(conversation.prompts, answers, strict=True)
     ]
     figures = {}
-    with serving(model, device, path, conversation, settings) as orchestrator:
+    with serving(model, device, path, conversation, options) as orchestrator:
         for keep in keeps:
             k = None if keep == 1 else keep
             with (

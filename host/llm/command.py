@@ -12,7 +12,7 @@ from moska import host
 from moska.host import unique
 from moska.host.llm import evaluate as evaluation
 from moska.host.llm import text
-from moska.host.llm.chat import Conversation, Outcome, Settings, divergence, prepare, run
+from moska.host.llm.chat import Conversation, Options, Outcome, divergence, prepare, run
 from moska.host.llm.view import ChatView, divergence_table, quality_table
 
 KEEPS = (1.0, 0.5, 0.25)  # whose distance to full attention is measured
@@ -30,7 +30,7 @@ def chat(
     other: str | None,
     document: str,
     questions: Sequence[str],
-    options: Mapping[str, Any],
+    given: Mapping[str, Any],
     max_kl: float,
 ) -> tuple[dict[str, Any], list[str]]:
     """Answer questions and show it; returns figures for JSON, and what is not as it must be.
@@ -42,36 +42,37 @@ def chat(
     uri
         device that answers.
     other
-        device that must answer the same; None: nothing is compared.
-    options
-        fields of :class:`~moska.host.llm.chat.Settings`.
+        device that must answer the same, and where the distance to full attention is measured;
+        None: neither.
+    given
+        fields of :class:`~moska.host.llm.chat.Options`.
     max_kl
         from full attention, of all chunks.
 
     Raises
     ------
     ValueError
-        for a device that is not known, or settings that do not fit.
+        for a device that is not known, or options that do not fit.
     MoskaError
         when a device fails.
     """
     model, tokenizer = tools
     console = _console()
-    settings = Settings(**options)
+    options = Options(**given)
     path = unique.best(device=model.device.type, dtype="float32")
     with console.status("prefill of the document"):
-        conversation = prepare(model, tokenizer, document, questions, settings)
+        conversation = prepare(model, tokenizer, document, questions, options)
     console.print(
         f"document: {len(conversation.document)} tokens, {conversation.left_out} left out; "
         f"{len(questions)} questions",
         highlight=False,
     )
     outcomes = {
-        address: _answer(console, tools, address, path, conversation, settings)
+        address: _answer(console, tools, address, path, conversation, options)
         for address in dict.fromkeys((uri, *([other] if other else [])))
     }
     figures: dict[str, Any] = {
-        "settings": dataclasses.asdict(settings),
+        "options": dataclasses.asdict(options),
         "document_tokens": len(conversation.document),
         "questions": list(questions),
         "devices": {
@@ -81,12 +82,12 @@ def chat(
     problems: list[str] = []
     if other:
         problems = _compare(outcomes)
-        if not problems:
+        if not problems and other != uri:
             counts = ", ".join(str(len(answer)) for answer in outcomes[uri].answers)
             console.print(f"{uri} and {other}: the same tokens ({counts})", highlight=False)
         with console.status("distance to full attention"), host.open(other) as device:
             found = divergence(
-                model, device, path, conversation, outcomes[other].answers, KEEPS, settings
+                model, device, path, conversation, outcomes[other].answers, KEEPS, options
             )
         console.print(divergence_table(found))
         figures["against_full_attention"] = {str(keep): one for keep, one in found.items()}
@@ -143,12 +144,12 @@ def _answer(
     uri: str,
     path: unique.Path,
     conversation: Conversation,
-    settings: Settings,
+    options: Options,
 ) -> Outcome:
     with console.status(f"open {uri}; a simulator that is not cached is built for minutes"):
         device = host.open(uri)
     with device, ChatView(console, tools[1], conversation, uri) as view:
-        outcome = run(*tools, device, path, conversation, settings, view.step)
+        outcome = run(*tools, device, path, conversation, options, view.step)
         view.finish(outcome)
     return outcome
 

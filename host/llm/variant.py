@@ -152,10 +152,6 @@ class Document:
         lse = np.concatenate([part.lse.view(np.float32) for part in parts])
         return o, from_base2(lse)
 
-    def forget(self) -> None:
-        """Drop what was made for variants."""
-        self._made.clear()
-
     def _store(self, layer: int, head: int, variant: Variant) -> Store:
         router = "mean" if variant.router == ORACLE else variant.router
         key = (layer, head, variant.chunk_tokens, router)

@@ -10,20 +10,20 @@ from click.testing import CliRunner
 from moska import host
 from moska.gen.cli import main
 from moska.host.llm import chat
-from moska.host.llm.chat import Settings, divergence, prepare, run
+from moska.host.llm.chat import Options, divergence, prepare, run
 
-pytestmark = pytest.mark.llm
+pytestmark = [pytest.mark.llm, pytest.mark.xdist_group("llm-chat")]
 
 DOCUMENT = "the ferry sails at noon. the keeper of the light is mary. " * 4
 QUESTIONS = ["who keeps the light?", "when does the ferry sail?", "why?", "is it so, mary?"]
-SETTINGS = Settings(
+OPTIONS = Options(
     document_tokens=96, new_tokens=6, min_tokens=6, router="submean:4", chunk_tokens=16
 )
 
 
 @pytest.fixture(scope="module")
 def conversation(model, tokenizer):
-    return prepare(model, tokenizer, DOCUMENT, QUESTIONS, SETTINGS)
+    return prepare(model, tokenizer, DOCUMENT, QUESTIONS, OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def folder(model, tokenizer, tmp_path_factory):
 
 
 def test_prompts_are_those_of_the_template(model, tokenizer, conversation):
-    settings = dataclasses.replace(SETTINGS, document_tokens=999)
-    whole = prepare(model, tokenizer, DOCUMENT[:58], QUESTIONS[:1], settings)
+    options = dataclasses.replace(OPTIONS, document_tokens=999)
+    whole = prepare(model, tokenizer, DOCUMENT[:58], QUESTIONS[:1], options)
     assert len(conversation.document) == 96
     assert conversation.k.shape == (4, 2, 96, 16)
     for question, prompt in zip(QUESTIONS, conversation.prompts, strict=True):
@@ -53,27 +53,27 @@ def test_prompts_are_those_of_the_template(model, tokenizer, conversation):
 
 
 def test_document_must_have_a_chunk(model, tokenizer):
-    settings = Settings(document_tokens=16, chunk_tokens=32)
+    options = Options(document_tokens=16, chunk_tokens=32)
     with pytest.raises(ValueError, match="document must have at least a chunk of 32 tokens"):
-        prepare(model, tokenizer, DOCUMENT, QUESTIONS, settings)
+        prepare(model, tokenizer, DOCUMENT, QUESTIONS, options)
 
 
 def test_tokenizer_without_a_template(model, tokenizer, monkeypatch):
     monkeypatch.setattr(tokenizer, "chat_template", None)
-    found = prepare(model, tokenizer, DOCUMENT, ["why?"], SETTINGS)
+    found = prepare(model, tokenizer, DOCUMENT, ["why?"], OPTIONS)
     assert tokenizer.decode(found.prompts[0]).replace(" ", "").endswith("why?\n\n<pad>nswer:")
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.5])
 def test_simulated_verilog_and_golden_model_say_the_same(model, tokenizer, path, keep):
-    settings = dataclasses.replace(SETTINGS, keep=keep)
-    found = prepare(model, tokenizer, DOCUMENT, QUESTIONS, settings)
+    options = dataclasses.replace(OPTIONS, keep=keep)
+    found = prepare(model, tokenizer, DOCUMENT, QUESTIONS, options)
     outcomes = {}
     for uri in ("sim:tiny?memory=16M", "golden:tiny?memory=16M"):
         seen = []
         with host.open(uri) as device:
             outcomes[uri] = run(
-                model, tokenizer, device, path, found, settings, lambda o, s=seen: s.append(o)
+                model, tokenizer, device, path, found, options, lambda o, s=seen: s.append(o)
             )
         assert len(seen) == 6
     simulated, golden = outcomes.values()
@@ -95,11 +95,11 @@ def test_simulated_verilog_and_golden_model_say_the_same(model, tokenizer, path,
 
 def test_answers_end(model, tokenizer, device, path, conversation, monkeypatch):
     """What a model ends is no longer counted, and its end mark is no part of the answer."""
-    settings = dataclasses.replace(SETTINGS, min_tokens=0, new_tokens=8)
-    first = run(model, tokenizer, device, path, conversation, settings)
+    options = dataclasses.replace(OPTIONS, min_tokens=0, new_tokens=8)
+    first = run(model, tokenizer, device, path, conversation, options)
     stop = first.answers[0][2]
     monkeypatch.setattr(model.generation_config, "eos_token_id", [stop, 1])
-    outcome = run(model, tokenizer, device, path, conversation, settings)
+    outcome = run(model, tokenizer, device, path, conversation, options)
     expected = [  # token 1 ended answers before, too
         answer[: answer.index(stop)] if stop in answer else answer for answer in first.answers
     ]
@@ -114,8 +114,8 @@ def test_answers_end(model, tokenizer, device, path, conversation, monkeypatch):
 
 
 def test_where_the_policy_says(model, tokenizer, device, path, conversation):
-    settings = dataclasses.replace(SETTINGS, where="auto", new_tokens=2)
-    outcome = run(model, tokenizer, device, path, conversation, settings)
+    options = dataclasses.replace(OPTIONS, where="auto", new_tokens=2)
+    outcome = run(model, tokenizer, device, path, conversation, options)
     decisions = [decision for step in outcome.steps for decision in step.report.decisions]
     assert decisions
     assert all("a layer with the unit" in decision.reason for decision in decisions)
@@ -125,7 +125,7 @@ def test_divergence(model, device, path, conversation):
     """All chunks are near full attention, few are not, and a plain forward pass says the same."""
     answers = [[5, 9, 7], [4] * 5, [11], [8, 3]]
     found = divergence(
-        model, device, path, conversation, answers, (1.0, 0.25), SETTINGS
+        model, device, path, conversation, answers, (1.0, 0.25), OPTIONS
     )
     assert 0 <= found[1.0]["kl"] < 1e-3
     assert found[0.25]["kl"] > 10 * found[1.0]["kl"]
@@ -201,7 +201,7 @@ def test_two_steps_at_once_do_not_mix(model, device, path, conversation):
     from moska.host.llm.chat import serving
 
     model.set_attn_implementation(register())
-    with serving(model, device, path, conversation, SETTINGS) as orchestrator, torch.no_grad():
+    with serving(model, device, path, conversation, OPTIONS) as orchestrator, torch.no_grad():
         alone = []
         for prompt in conversation.prompts[:2]:
             with Batch(orchestrator, [prompt]) as batch:

@@ -17,7 +17,7 @@ from moska.host.llm.evaluate import Case, Sizes, cases, documents, evaluate, wor
 from moska.host.llm.quality import WARM_UP, full_attention, score, shared_attention
 from moska.host.llm.variant import NUMBERS, ORACLE, Document, Variant, VariantStep, oracle
 
-pytestmark = pytest.mark.llm
+pytestmark = [pytest.mark.llm, pytest.mark.xdist_group("llm-evaluate")]
 
 TEXT = np.random.default_rng(4).integers(3, 35, 400).tolist()
 SIZES = Sizes(document=128, passages=2, length=20)

@@ -6,7 +6,7 @@ import torch
 from moska.host import Rope
 from moska.host.llm import geometry, load, text
 
-pytestmark = pytest.mark.llm
+pytestmark = [pytest.mark.llm, pytest.mark.xdist_group("llm-model")]
 
 
 @pytest.fixture(scope="module")
