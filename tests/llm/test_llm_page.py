@@ -73,6 +73,6 @@ def test_script_writes_the_tables(tmp_path, monkeypatch):
     assert "| submean:4, 25 % | 0.38 | 0.020 ± 4.0e-03 | 0.900 | 7.50 |" in text
     assert "| mean, 50 %, one decision a group |" in text
     assert "| why? | so | so |" in text
-    assert "| sim:tiny | 5,000 | 1,000 | 12.3 | 6 |" in text
+    assert "| sim:tiny | 5,000 | 1,000 | 12.3 |" in text
     assert "| 100 % | 2.0e-04 | 100.0 % |" in text
     assert (tmp_path / "images" / "eval.svg").exists()
