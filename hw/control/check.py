@@ -395,6 +395,9 @@ class DescriptorCheck(wiring.Component):
         }
         unaligned = Signal()
         m.d.comb += unaligned.eq(self.descriptor.as_value()[: exact_log2(ALIGN)] != 0)
+        addressed = {
+            start // WORD_BYTES for name, (start, _) in DESCRIPTOR.items() if name.endswith("_addr")
+        }
         with m.Switch(step):
             for word in range(N_WORDS):
                 with m.Case(word):
@@ -405,7 +408,7 @@ class DescriptorCheck(wiring.Component):
                         always = name in ("opcode", "reserved")
                         with m.If(~right[name] if always else ~right[name] & ~self.fence):
                             m.d.comb += [bad.eq(1), offset.eq(start)]
-                    if not names:
+                    if word in addressed:
                         with m.If(self.used & unaligned):
                             m.d.comb += [bad.eq(1), offset.eq(WORD_BYTES * word)]
 
