@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import math
@@ -400,15 +401,21 @@ def cache_directory() -> pathlib.Path:
     return pathlib.Path(home) / "moska"
 
 
-def generated(config: Config, directory: pathlib.Path) -> pathlib.Path:
-    """Return the cached Verilog of a configuration; generate it when there is none."""
-    key = hashlib.sha256(repr(sorted(config.parameters().items())).encode())
-    key.update(importlib.metadata.version("amaranth").encode())
+@functools.cache
+def _sources() -> bytes:
+    """Digest of what Verilog is generated from, once: this process keeps the code it has loaded."""
+    key = hashlib.sha256(importlib.metadata.version("amaranth").encode())
     root = pathlib.Path(__file__).resolve().parent.parent
     for part in ("golden", "hw", "gen"):
         for path in sorted((root / part).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 key.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return key.digest()
+
+
+def generated(config: Config, directory: pathlib.Path) -> pathlib.Path:
+    """Return the cached Verilog of a configuration; generate it when there is none."""
+    key = hashlib.sha256(repr(sorted(config.parameters().items())).encode() + _sources())
 
     def make(scratch):
         return generate(config, scratch)[0]

@@ -824,3 +824,19 @@ def test_generated_unit():
         assert device.run(1000) == 1000
         assert device.totals["m_axi"] == Totals(*[0] * 8)
         assert device.violations == []
+
+
+def test_sources_are_those_that_were_loaded(tmp_path, monkeypatch):
+    """A file that changes under a running process does not name what the loaded ones make."""
+    monkeypatch.setattr(
+        device_module, "generate", lambda config, scratch: [touched(scratch / "unit.v")]
+    )
+    before = generated(TINY, tmp_path)
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: b"changed")
+    assert generated(TINY, tmp_path) == before
+
+
+def touched(path):
+    """Make an empty file."""
+    path.touch()
+    return path
