@@ -69,11 +69,10 @@ def test_fewer_chunks_are_further_away(figures):
 
 
 def test_oracle_beats_routers(figures):
-    for keep in (0.5, 0.25):
-        best = kl(figures, section="router", router=ORACLE, keep=keep)
-        assert all(
-            best < kl(figures, section="router", router=r, keep=keep) for r in ("mean", "minmax")
-        )
+    """Of 8 chunks; two would be the first and the last one, whoever chooses."""
+    best = kl(figures, section="router", router=ORACLE, keep=0.5)
+    for router in evaluation.ROUTERS[:-1]:
+        assert best < 0.6 * kl(figures, section="router", router=router, keep=0.5)
 
 
 def test_every_case_has_its_line(figures):
@@ -159,7 +158,7 @@ def test_oracle_takes_the_largest_shares():
         (Variant(keep=0.25, router="mean"), 1 / 32 + 0.25),
         (Variant(keep=0.25, router="minmax"), 2 / 32 + 0.25),
         (Variant(keep=0.5, router="submean:4", chunk_tokens=16), 0.75),
-        (Variant(keep=0.5, router=ORACLE), 1.5),
+        (Variant(keep=0.5, router=ORACLE), 0.5),
     ],
 )
 def test_work(variant, expected):
