@@ -296,14 +296,21 @@ class Selector(wiring.Component):
             with m.If(merge_s1 & (merge_first_s1 | (stored[b] > merged[b]))):
                 m.d.sync += merged[b].eq(stored[b])
 
-        # Passes, in circular order. A slot that is not searched takes its turn of one cycle, so
-        # the last decision on a slot is made when its turn comes, in that cycle or before.
+        # Passes, in circular order. A slot that is not searched takes its turn of one cycle. A pass
+        # begins in the cycle of the decision on the slot's pass before it, or later.
         search = Signal()  # read a word of a pass
         turn = Signal()  # the slot is searched
         ends_pass = Signal()
+        undecided = Signal(n_slots)  # a pass is read, and the decision on it is to come
+        decide = Signal()
+        counted_slot = Signal(range(n_slots), reset_less=True)
+        early = Signal()
         m.d.comb += [
             turn.eq(searching.bit_select(pass_slot, 1)),
-            search.eq(turn & ~send & ~merge),
+            early.eq(
+                undecided.bit_select(pass_slot, 1) & ~(decide & (counted_slot == pass_slot))
+            ),
+            search.eq(turn & ~early & ~send & ~merge),
             ends_pass.eq(search & (pass_word == last_word)),
         ]
         with m.If(search):
@@ -321,6 +328,13 @@ class Selector(wiring.Component):
                             m.d.sync += pass_slot.eq(other)
         with m.If(~searching.any()):
             m.d.sync += pass_slot.eq(feed_slot)
+        with m.If(decide):
+            m.d.sync += undecided.bit_select(counted_slot, 1).eq(0)
+        with m.If(ends_pass):
+            m.d.sync += undecided.bit_select(pass_slot, 1).eq(1)
+        # A turn may begin in the cycle in which the slot's search ends: no decision follows.
+        with m.If(feed):
+            m.d.sync += undecided.bit_select(feed_slot, 1).eq(0)
 
         def at_digit(tried, digit):
             """Return the threshold with ``digit``, 0 to 3, in the place that is tried."""
@@ -415,7 +429,6 @@ class Selector(wiring.Component):
             valid, last, slot = valid_s3, last_s3, slot_s3
         counted = Signal()
         counted_last = Signal(reset_less=True)
-        counted_slot = Signal(range(n_slots), reset_less=True)
         m.d.sync += [
             counted.eq(valid),
             counted_last.eq(last),
@@ -423,7 +436,6 @@ class Selector(wiring.Component):
         ]
 
         # Decision: what the quota leaves after the words of the pass so far, for each digit.
-        decide = Signal()
         exact = Signal()
         ends = Signal()
         differences = []

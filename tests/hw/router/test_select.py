@@ -184,6 +184,21 @@ def test_sizes(max_rows, max_chunks, width, n_lanes):
     check(dut, jobs, seed=seed, idle=0.2)
 
 
+@pytest.mark.parametrize("width", [8, 32])
+@pytest.mark.parametrize("n_words", [2, 3, 4])
+def test_searches_that_end_one_by_one(width, n_words):
+    """Rows under way get fewer pass by pass, in every order: no pass precedes a decision."""
+    seed = 20
+    rng = np.random.default_rng(seed)
+    dut = Selector(max_rows=8, max_chunks=8 * width, width=width, n_lanes=1)
+    jobs = []
+    for n_rows in range(2, 6):
+        for _ in range(12):
+            keys = np.rint(rng.normal(200, 60, (n_rows, n_words * width))).astype(int)
+            jobs.append((keys, job_of(n_words * width // 2, 1, 1)))
+    check(dut, jobs, seed=seed)
+
+
 def test_all_rows():
     """Every row and chunk address of the `tiny` size, in one job."""
     rng = np.random.default_rng(16)
