@@ -13,6 +13,7 @@ else:
     import tomli as tomllib
 
 ROOT = pathlib.Path(__file__).parents[2]
+EXTRA = {"torch", "transformers"}  # of the extra llm, which these tests do without
 PAGE = ROOT / "docs" / "configuration.md"
 PARAMETERS = [field.name for field in dataclasses.fields(Config)]
 
@@ -67,6 +68,10 @@ def test_example_programs_are_valid_python():
             code = compile(text, str(path), "exec")
             assert code.co_names, path
             imports = [line for line in text.splitlines() if line.startswith("from moska.")]
-            exec("\n".join(imports), {})
+            try:
+                exec("\n".join(imports), {})
+            except ModuleNotFoundError as error:
+                if error.name not in EXTRA:
+                    raise
             found += len(imports)
     assert found >= 5
