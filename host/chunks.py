@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moska.golden.formats import ALIGN, CHUNK_MULTIPLE, MAX_TOKENS
-from moska.golden.layout import CHECKSUM_BYTES, KVFormat
+from moska.golden.formats import CHUNK_MULTIPLE, MAX_TOKENS
+from moska.golden.layout import CHECKSUM_BYTES, KVFormat, padded_size
 from moska.golden.router import Router, router_kind
 from moska.host.geometry import Geometry
 
@@ -115,7 +115,7 @@ class ChunkFormat:
         arrays = [n_tokens * dim, n_tokens * dim, 4 * n_tokens, rows * dim, 4 * rows]
         if checksums:
             arrays.append(CHECKSUM_BYTES * n_chunks)
-        store = sum(-(-size // ALIGN) * ALIGN for size in arrays)
+        store = sum(map(padded_size, arrays))
         return self.geometry.n_layers * self.geometry.n_kv_heads * store
 
     def to_dict(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from moska.golden.formats import ALIGN
 from moska.golden.layout import (
     COUNTERS,
     SELECTION_LINE,
@@ -15,6 +14,7 @@ from moska.golden.layout import (
     pack_array,
     pack_descriptor,
     pack_selection,
+    padded_size,
     unpack_selection,
 )
 from moska.golden.quantize import quantize_q
@@ -206,7 +206,7 @@ def _piece(
     offsets, end = {}, 0
     for name, size in (*((name, len(raw)) for name, raw in inputs.items()), *results.items()):
         offsets[name] = end
-        end += -(-size // ALIGN) * ALIGN
+        end += padded_size(size)
     own = fields | {"n_rows": len(q)}
     return Piece(call, handle, rows, own, b"".join(inputs.values()), offsets, end)
 

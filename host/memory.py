@@ -4,6 +4,7 @@ import bisect
 import threading
 
 from moska.golden.formats import ALIGN
+from moska.golden.layout import padded_size
 from moska.host.errors import OutOfMemory
 
 
@@ -63,7 +64,7 @@ class Allocator:
         """
         if size <= 0:
             raise ValueError(f"size must be positive, not {size}")
-        size = -(-size // ALIGN) * ALIGN
+        size = padded_size(size)
         with self._lock:
             index = next((i for i, hole in enumerate(self._sizes) if hole >= size), None)
             if index is None:

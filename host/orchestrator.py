@@ -41,8 +41,7 @@ class Settings:
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
-        whole = self.k is None or isinstance(self.k, int)
-        if not whole and not 0 < self.k <= 1:  # type: ignore[operator]
+        if self.k is not None and not isinstance(self.k, int) and not 0 < self.k <= 1:
             raise ValueError(f"k must be whole, or a share above 0 and up to 1, not {self.k}")
         if isinstance(self.k, int) and self.k < 1:
             raise ValueError(f"k must be at least 1, not {self.k}")

@@ -6,8 +6,8 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from moska.golden.formats import ALIGN, BLOCK_TOKENS, KV_BITS, Q_BITS, SCALE_BITS
-from moska.golden.layout import COUNTERS
+from moska.golden.formats import BLOCK_TOKENS, KV_BITS, Q_BITS, SCALE_BITS
+from moska.golden.layout import COUNTERS, padded_size
 from moska.hw.arrays.score import ScoreArray, lane_rows, score_beat_layout
 from moska.hw.arrays.value import ValueArray, value_beat_layout
 from moska.hw.control.checksum import ChecksumCheck
@@ -259,7 +259,7 @@ class Unit(wiring.Component):
 
         def beats(n_bytes):
             """Bus words of an array, padded as in memory."""
-            return -(-n_bytes // ALIGN) * ALIGN // self.bus_bytes
+            return padded_size(n_bytes) // self.bus_bytes
 
         beat_bits = self.beat_dim * KV_BITS
         kv_beats = beats(self.buffer_tokens * self.head_dim * KV_BITS // 8)

@@ -9,7 +9,7 @@ import numpy as np
 from moska.gen.bound import Bound
 from moska.gen.config import Config
 from moska.golden.check import check, inside
-from moska.golden.formats import ALIGN, BLOCK_TOKENS
+from moska.golden.formats import BLOCK_TOKENS
 from moska.golden.layout import (
     CHECKSUM_BYTES,
     COMPLETION,
@@ -22,6 +22,7 @@ from moska.golden.layout import (
     Opcode,
     Selection,
     pack_selection,
+    padded_size,
     unpack_selection,
 )
 from moska.golden.router import Router
@@ -498,9 +499,7 @@ class ModelDevice:
         for index in np.flatnonzero(wanted):
             tokens = job.store.chunk(int(index))
             parts = [
-                self._load(
-                    fields[name] + tokens.start * size, -(-len(tokens) * size // ALIGN) * ALIGN
-                )
+                self._load(fields[name] + tokens.start * size, padded_size(len(tokens) * size))
                 for name, size in token_bytes.items()
             ]
             if job.checksum:
