@@ -13,13 +13,14 @@ MAP_VERSION = 1
 MEMORY_BASE = 0x4000_0000  # SDRAM; the unit sees it at the same addresses
 UNIT_BASE = 0x8000_0000  # registers of the unit (hw/regs.rdl)
 UNIT_BYTES = 0x1000
+WORD = 4  # bytes of a register
 CSR_BASE = 0xF000_0000
 # An access elsewhere is never answered: the link's time limit ends it.
 
-# Registers of 32 bits, in this order.
+# Registers, in this order.
 BOARD_BASE = CSR_BASE
 BOARD = {
-    name: BOARD_BASE + 4 * place
+    name: BOARD_BASE + WORD * place
     for place, name in enumerate(
         (
             "magic",  # MAGIC
