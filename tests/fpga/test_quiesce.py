@@ -18,7 +18,7 @@ class Traffic:
     """Plays both sides of the gate, cycle by cycle, and checks what each of them sees.
 
     The unit reads and writes bursts at random, until it hangs: then it offers nothing and takes
-    nothing. In reset it takes nothing and forgets everything. ``resets``: requests to make, at random.
+    nothing. In reset it takes nothing and forgets everything. ``resets`` are requested at random.
     """
 
     def __init__(self, dut, *, seed, stall, resets, hang=0.0, latency=12):
