@@ -7,6 +7,7 @@ from importlib import metadata
 
 import click
 
+from moska.fpga.cli import build, flash
 from moska.gen.config import Config, preset_names
 from moska.host.cli import Failure, Refusal, chat, evaluate
 
@@ -50,6 +51,8 @@ def main():
 
 main.add_command(chat)
 main.add_command(evaluate)
+main.add_command(build)
+main.add_command(flash)
 
 
 @main.command(short_help="Show a configuration and what follows from it, or the host side.")
