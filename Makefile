@@ -21,7 +21,8 @@ export OBJCACHE := ccache
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help check venv demo bench test test-slow test-all formal mutate coverage lint docs area llm eval test-llm
+.PHONY: help check venv demo bench test test-slow test-all formal mutate coverage lint docs area \
+    bitstream test-fpga llm eval test-llm
 
 help:  ## list the targets
 	@echo "Targets:"
@@ -45,7 +46,7 @@ $(DOCS_STAMP): $(STAMP)
 	@touch $@
 
 $(FPGA_STAMP): $(STAMP)
-	@echo "==> Installing yosys from PyPI"
+	@echo "==> Installing yosys, nextpnr and LiteX from PyPI"
 	@$(PIP) install --progress-bar on -e '.[fpga]'
 	@touch $@
 
@@ -78,11 +79,11 @@ bench: check $(STAMP)  ## measure CONFIG (ulx3s) against its bound over many sha
 test: check $(STAMP)  ## run the tests, without the slow ones
 	@$(if $(CCACHE),echo "==> ccache found: repeated simulator builds are fast",:)
 	@echo "==> Tests (without those marked slow; 'make test-all' runs them too)"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not formal and not llm"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not formal and not llm and not fpga"
 
 test-slow: check $(STAMP)  ## run the tests marked slow: large shapes
 	@echo "==> Slow tests"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m slow
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "slow and not fpga"
 
 test-all: test test-slow  ## run all tests
 
@@ -98,6 +99,14 @@ llm: check $(LLM_STAMP)  ## ask a language model four questions, its shared atte
 eval: check $(LLM_STAMP)  ## measure what routing and formats cost a language model's quality
 	@echo "==> Quality against full attention, about 20 minutes; figures and plot in build/eval"
 	@$(BIN)/moska eval --json build/eval/eval.json --plot build/eval/eval.svg
+
+bitstream: check $(FPGA_STAMP)  ## make the bitstream of the ULX3S board, with a report
+	@echo "==> Bitstream in build/ulx3s, more than half an hour"
+	@$(BIN)/moska build ulx3s
+
+test-fpga: check $(FPGA_STAMP)  ## run the tests that need LiteX and the FPGA tools
+	@echo "==> Tests of the boards"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m fpga tests/fpga
 
 test-llm: check $(LLM_STAMP)  ## run the tests that need a language model
 	@echo "==> Tests of the language model"
