@@ -13,11 +13,18 @@ UNIT_BLOCKS = {
     "row state": ("state", "drain"),
     "router": ("selector", "inverter", "key", "key_tags"),
     "buffers": ("k_buffer", "v_buffer", "k_scales", "v_scales", "queries", "query_scales"),
-    "memory side (DMA)": ("reader", "writer", "load", "fetch", "checksum", "m_axi"),
+    "memory side (DMA)": ("reader", "writer", "load", "fetch", "checksum"),
     "results": ("results",),
-    "control": ("sequencer", "frontend", "gather", "registers", "s_axil", "interrupt"),
+    "control": ("sequencer", "frontend", "gather", "registers"),
 }
-REST_OF_UNIT = "rest of the unit"
+# Blocks that signals between parts, and ports, count to.
+UNIT_SIGNALS = {
+    "m_axi_": "memory side (DMA)",
+    "s_axil_": "control",
+    "control__": "control",
+    "error_": "control",
+}
+REST_OF_UNIT = "between blocks"
 SOC_BLOCKS = {"link": "link", "quiesce": "gate for reset"}
 REST = "SDRAM controller, bus"
 BLOCKS = (*UNIT_BLOCKS, REST_OF_UNIT, *SOC_BLOCKS.values(), REST)
@@ -41,8 +48,8 @@ def block_of(name: str) -> str:
     for block, parts in UNIT_BLOCKS.items():
         if part in parts or NUMBERED.sub("", part) in parts:
             return block
-        # A port of the unit: m_axi_arvalid.
-        if any(part.startswith(f"{bus}_") for bus in parts if "axi" in bus):
+    for prefix, block in UNIT_SIGNALS.items():
+        if part.startswith(prefix):
             return block
     return REST_OF_UNIT
 
