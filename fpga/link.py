@@ -13,7 +13,8 @@ from moska.hw.memory.crc import CRC_BITS, INITIAL, crc_step
 NAME = "link"  # of the Verilog module
 WORD_BITS = 32
 BYTES = WORD_BITS // 8
-GAP_CYCLES = 1 << 20
+GAP_CYCLES = 1 << 20  # 20 ms of a board: longer than the host's pauses between USB packets
+SIMULATED_GAP_CYCLES = 1 << 14  # bytes of a frame are there at once
 BUS_CYCLES = 1 << 16
 
 

@@ -269,7 +269,8 @@ class SoC(SoCCore):
 
     def add_link(self, simulated, interrupt):
         """Add the link as the only master of the bus."""
-        self.sources["link.v"] = link.verilog()
+        gap = link.SIMULATED_GAP_CYCLES if simulated else link.GAP_CYCLES
+        self.sources["link.v"] = link.verilog(gap_cycles=gap)
         bus = wishbone.Interface(data_width=32, address_width=32, addressing="word")
         signals = {f"{way}_wb_{name}": getattr(bus, name) for way, name in WISHBONE}
         if simulated:

@@ -5,7 +5,9 @@ It never imports the hardware.
 
 from moska.host.device import Device, Statistics, open
 from moska.host.errors import (
+    BoardReset,
     BudgetExceeded,
+    BusError,
     ChecksumError,
     CorruptLibrary,
     DescriptorError,
@@ -15,6 +17,9 @@ from moska.host.errors import (
     InUse,
     JobError,
     JobTimeout,
+    LinkCorrupted,
+    LinkCut,
+    LinkTimeout,
     MoskaError,
     NotStored,
     OutOfMemory,
@@ -32,7 +37,9 @@ from moska.host.transport import Transport
 
 __all__ = [
     "Attention",
+    "BoardReset",
     "BudgetExceeded",
+    "BusError",
     "ChecksumError",
     "CorruptLibrary",
     "DescriptorError",
@@ -45,6 +52,9 @@ __all__ = [
     "JobError",
     "JobTimeout",
     "Library",
+    "LinkCorrupted",
+    "LinkCut",
+    "LinkTimeout",
     "Llama3Scaling",
     "MoskaError",
     "NotStored",

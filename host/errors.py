@@ -13,6 +13,26 @@ class TransportError(MoskaError):
     """The link to the unit is broken, or what comes over it cannot be right."""
 
 
+class LinkCut(TransportError):
+    """The connection to the board has ended: a cable, a port, a process."""
+
+
+class LinkTimeout(TransportError):
+    """The board did not answer in time, repeated requests included."""
+
+
+class LinkCorrupted(TransportError):
+    """Frames between host and board were damaged, repeated ones included."""
+
+
+class BusError(TransportError):
+    """The board's bus answered an access with an error, or not at all."""
+
+
+class BoardReset(TransportError):
+    """The board was reset or loaded anew: its memory has lost its contents."""
+
+
 class IncompatibleUnit(MoskaError):
     """The unit is not one that this driver and the golden model know."""
 

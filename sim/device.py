@@ -14,7 +14,7 @@ import platform
 import re
 import subprocess
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 
 import numpy as np
 
@@ -402,11 +402,11 @@ def cache_directory() -> pathlib.Path:
 
 
 @functools.cache
-def _sources() -> bytes:
+def sources(*parts: str) -> bytes:
     """Digest of what Verilog is generated from, once: this process keeps the code it has loaded."""
     key = hashlib.sha256(importlib.metadata.version("amaranth").encode())
     root = pathlib.Path(__file__).resolve().parent.parent
-    for part in ("golden", "hw", "gen"):
+    for part in parts:
         for path in sorted((root / part).rglob("*")):
             if path.is_file() and "__pycache__" not in path.parts:
                 key.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
@@ -415,12 +415,13 @@ def _sources() -> bytes:
 
 def generated(config: Config, directory: pathlib.Path) -> pathlib.Path:
     """Return the cached Verilog of a configuration; generate it when there is none."""
-    key = hashlib.sha256(repr(sorted(config.parameters().items())).encode() + _sources())
+    key = hashlib.sha256(repr(sorted(config.parameters().items())).encode())
+    key.update(sources("golden", "hw", "gen"))
 
     def make(scratch):
         return generate(config, scratch)[0]
 
-    return _cached(directory, f"{config.name}-{key.hexdigest()[:24]}.v", make)
+    return cached(directory, f"{config.name}-{key.hexdigest()[:24]}.v", make)
 
 
 def built(
@@ -456,10 +457,10 @@ def built(
     def make(scratch):
         return _build(verilog.resolve(), wrapper(text), scratch, extra)
 
-    return _cached(directory, f"{verilog.stem.split('-')[0]}-{key.hexdigest()[:24]}.so", make)
+    return cached(directory, f"{verilog.stem.split('-')[0]}-{key.hexdigest()[:24]}.so", make)
 
 
-def _cached(directory, name, make):
+def cached(directory: pathlib.Path, name: str, make: Callable) -> pathlib.Path:
     """Return the file ``name`` of a cache; ``make`` it in a folder of its own if it is missing."""
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / name

@@ -766,9 +766,9 @@ def test_cache_forgets_what_was_not_used(tmp_path, monkeypatch):
         return scratch / "x"
 
     for n in range(5):
-        device_module._cached(tmp_path, f"a{n}.so", make)
+        device_module.cached(tmp_path, f"a{n}.so", make)
         time.sleep(0.02)
-        device_module._cached(tmp_path, "a0.so", make)
+        device_module.cached(tmp_path, "a0.so", make)
         time.sleep(0.02)
     assert sorted(path.name for path in tmp_path.glob("*.so")) == ["a0.so", "a3.so", "a4.so"]
     assert sorted(path.name for path in tmp_path.glob("*.lock")) == [
