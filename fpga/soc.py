@@ -147,6 +147,18 @@ class Narrow(LiteXModule):
         ]
 
 
+class AXISlice(LiteXModule):
+    """Registers between two AXI buses, so that no path goes through from one to the other."""
+
+    def __init__(self, manager, subordinate):
+        for channel in (*READ_CHANNELS, *WRITE_CHANNELS):
+            ends = [getattr(manager, channel), getattr(subordinate, channel)]
+            sink, source = reversed(ends) if channel in ANSWERS else ends
+            buffer = stream.Buffer(sink.description, pipe_valid=True, pipe_ready=True)
+            self.add_module(channel, buffer)
+            self.comb += [sink.connect(buffer.sink), buffer.source.connect(source)]
+
+
 class SoC(SoCCore):
     """Unit, SDRAM, link and the board's registers.
 
@@ -234,7 +246,10 @@ class SoC(SoCCore):
         )
         registers = AXILiteInterface(data_width=32, address_width=32)
         asked = AXIInterface(data_width=MEMORY_WIDTH, address_width=64, id_width=READ_ID_WIDTH)
-        gated = AXIInterface(data_width=MEMORY_WIDTH, address_width=32, id_width=READ_ID_WIDTH)
+        gated, sliced = (
+            AXIInterface(data_width=MEMORY_WIDTH, address_width=32, id_width=READ_ID_WIDTH)
+            for _ in range(2)
+        )
         channels = READ_CHANNELS | WRITE_CHANNELS
         reset = Signal()
         self.specials += [
@@ -265,7 +280,8 @@ class SoC(SoCCore):
         port = self.sdram.crossbar.get_port()
         wide = LiteDRAMNativePort(port.mode, port.address_width - 1, MEMORY_WIDTH)
         self.narrow = Narrow(wide, port)
-        self.memory_port = LiteDRAMAXI2Native(gated, wide, base_address=map.MEMORY_BASE)
+        self.slice = AXISlice(gated, sliced)
+        self.memory_port = LiteDRAMAXI2Native(sliced, wide, base_address=map.MEMORY_BASE)
 
     def add_link(self, simulated, interrupt):
         """Add the link as the only master of the bus."""
