@@ -131,20 +131,28 @@ def show_host(as_json):
     required=True,
     help="Folder to write into; made if it does not exist.",
 )
-def generate(config, output):
-    """Write the unit that CONFIG describes into a folder, and list the files written.
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: what each file is, its SHA-256.")
+def generate(config, output, as_json):
+    """Write the hardware package of CONFIG into a folder, and list the files written.
+
+    That is: Verilog with a smoke test, file lists for FuseSoC and others, the register map for
+    hardware, C and Python, constraints, and scripts for Vivado and Vitis. Its README.md says what
+    each file is for. The same configuration and version give the same bytes.
 
     \b
     Examples:
       moska generate ulx3s -o out/ulx3s
-      moska generate my_unit.toml -o out/my_unit
+      moska generate my_unit.toml -o out/my_unit --json
     """
-    from moska.gen import emit
+    from moska.gen import package
 
     try:
-        paths = emit.generate(config, output)
+        paths = package.write(config, output)
     except OSError as error:
         raise Refusal(f"output must be a writable folder: {output}: {error.strerror}") from error
+    if as_json:
+        click.echo(json.dumps(package.manifest(config, output), indent=2))
+        return
     for path in paths:
         click.echo(path)
 

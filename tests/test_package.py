@@ -17,7 +17,8 @@ SHIPPED = {".py", ".rdl", ".json", ".npz", ".html", ".vlt", ".toml", ".h", ".cpp
 def is_product(path):
     """Tell sources from what running them leaves behind."""
     left_behind = {"__pycache__", "sim_build", "build", ".hypothesis"}
-    return path.is_file() and path.suffix in SHIPPED and not left_behind & set(path.parts)
+    shipped = path.suffix in SHIPPED or path.parent.name == "templates"
+    return path.is_file() and shipped and not left_behind & set(path.parts)
 
 
 def tree_files():
