@@ -1,0 +1,31 @@
+"""Resets of the unit in the simulated SoC while its memory traffic is under way."""
+
+import numpy as np
+import pytest
+
+from moska.fpga.simulate import open_soc
+from moska.golden.quantize import quantize_q
+from moska.golden.unit import Store, attend
+from moska.host import Device, DeviceTimeout
+
+pytestmark = [pytest.mark.fpga, pytest.mark.xdist_group("soc-tiny")]
+SECONDS = 300
+N_RESETS = 6
+
+
+def test_jobs_after_a_reset_in_the_midst_of_others():
+    """The SDRAM controller goes on, its contents stay, and the next job's result is right."""
+    rng = np.random.default_rng(5)
+    k, v = rng.normal(size=(2, 512, 16))
+    whole = Store.from_float(k, v, chunk_tokens=16)
+    q = 2 * rng.normal(size=(16, 16))
+    expected = attend(whole, *quantize_q(q), None)
+    with Device(open_soc("tiny", {})) as device, device.load(whole) as handle:
+        timeout = device.stall_timeout
+        for _ in range(N_RESETS):
+            device.stall_timeout = 0.0
+            with pytest.raises(DeviceTimeout):
+                device.submit(handle, q).result(SECONDS)
+            device.stall_timeout = timeout
+            result = device.submit(handle, q).result(SECONDS)
+            np.testing.assert_array_equal(result.o.view(np.uint32), expected.o)
