@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moska.golden.data import NAMES, load
 from moska.golden.formats import scale_value
 from moska.golden.quantize import quantize_kv, quantize_q
 from moska.golden.reference import relative_error
 from moska.golden.unit import Store, attend
 from moska.host.rope import Rope
-from moska.sim.data import NAMES, load
 
 ROPE = Rope(theta=100_000, head_dim=64)  # of SmolLM2-135M
 OFFSETS = (0, 32, 1000, 65_536, 1_000_000)

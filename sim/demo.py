@@ -10,10 +10,10 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from moska.gen.config import Config
+from moska.golden.data.loader import load
 from moska.golden.quantize import quantize_q
 from moska.golden.unit import Store
 from moska.sim import report
-from moska.sim.data.loader import load
 from moska.sim.device import Device
 from moska.sim.job import Job
 from moska.sim.measure import MEMORY_BYTES, Mismatch, Queued, job_limit, queue

@@ -1,6 +1,6 @@
 """Shapes that `moska bench` measures, and the jobs that have them.
 
-Keys, values and queries are those of a real model (:mod:`moska.sim.data`), two heads of 64
+Keys, values and queries are those of a real model (:mod:`moska.golden.data`), two heads of 64
 elements. Head sizes below 64 project one head onto the leading singular vectors of its keys, 128
 puts both heads side by side, 256 embeds that by an orthonormal map, which leaves scores as they
 are. Stores longer than 2,048 tokens repeat the text with noise, and so do more than 192 rows.
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from moska.gen.bound import Bound, bound
 from moska.gen.config import Config
+from moska.golden.data.loader import NAMES, load
 from moska.golden.formats import MAX_TOKENS
 from moska.golden.quantize import quantize_kv, quantize_q
 from moska.golden.router import Router
 from moska.golden.unit import Store
-from moska.sim.data.loader import NAMES, load
 from moska.sim.job import Job
 
 Float = NDArray[np.float64]

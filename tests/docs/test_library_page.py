@@ -6,9 +6,9 @@ import re
 
 import pytest
 
+from moska.golden.data import NAMES
 from moska.host.chunks import ChunkFormat
 from moska.host.geometry import Geometry
-from moska.sim.data import NAMES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")

@@ -7,13 +7,13 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moska.golden.data import NAMES, load
 from moska.golden.formats import CHUNK_MULTIPLE, MAX_TOKENS
 from moska.golden.merge import merge_states
 from moska.golden.quantize import quantize_q
 from moska.golden.reference import relative_error
 from moska.golden.state import RowState
 from moska.golden.unit import Store, attend, route
-from moska.sim.data import NAMES, load
 
 SEEDS = st.integers(0, 2**32 - 1)
 CHECK = settings(max_examples=40, deadline=None, derandomize=True, database=None)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from moska.golden import reference
+from moska.golden.data import NAMES, load
 from moska.golden.quantize import quantize_q
 from moska.golden.unit import Store, attend, route
-from moska.sim.data import NAMES, load
 
 ERROR_BOUND = 1e-4  # relative, Frobenius, against the same stored keys and values
 LSE_BOUND = 6e-4  # absolute, base 2

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moska.golden.data import NAMES, load
 from moska.golden.formats import scale_value
 from moska.golden.quantize import quantize_kv
 from moska.golden.reference import relative_error
 from moska.host.rope import Llama3Scaling, Rope
-from moska.sim.data import NAMES, load
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LLAMA3 = Llama3Scaling(8.0, 1.0, 4.0, 8192)

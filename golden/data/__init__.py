@@ -1,5 +1,5 @@
 """Keys, values and queries of a real model: what they are stands in ``docs/data.md``."""
 
-from moska.sim.data.loader import NAMES, load
+from moska.golden.data.loader import NAMES, load
 
 __all__ = ["NAMES", "load"]

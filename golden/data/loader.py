@@ -23,6 +23,6 @@ def load(name: str) -> tuple[Half, Half, Half]:
     """
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(NAMES)}, not {name!r}")
-    path = resources.files("moska.sim.data").joinpath(FILE)
+    path = resources.files("moska.golden.data").joinpath(FILE)
     with path.open("rb") as file, np.load(file) as arrays:
         return arrays[f"{name}_k"], arrays[f"{name}_v"], arrays[f"{name}_q"]
