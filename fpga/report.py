@@ -96,13 +96,27 @@ class Domain:
 
 # nextpnr puts this before the net of a clock that it gives a global line.
 GLOBAL = "$glbnet$"
+# Outputs of the PLL, in the order in which moska.fpga.soc.Clocks asks for them.
+PLL = "EHXPLLL"
+CLOCKS = {"CLKOP": "sys_clk", "CLKOS": "sys2x_clk", "CLKOS2": "sys2x_ps_clk"}
 
 
-def domains(report: Mapping) -> list[Domain]:
-    """Clocks of nextpnr's report."""
+def clock_names(module: Mapping) -> dict[str, str]:
+    """Clock that each net is, of those that come from the PLL; yosys picks any name for its net."""
+    (pll,) = (cell for cell in module["cells"].values() if cell["type"] == PLL)
+    clocks = {pll["connections"][port][0]: clock for port, clock in CLOCKS.items()}
+    return {
+        name: clocks[net["bits"][0]]
+        for name, net in module["netnames"].items()
+        if len(net["bits"]) == 1 and net["bits"][0] in clocks
+    }
+
+
+def domains(report: Mapping, names: Mapping[str, str]) -> list[Domain]:
+    """Clocks of nextpnr's report; ``names`` as of :func:`clock_names`."""
     return [
-        Domain(name.removeprefix(GLOBAL), speed["achieved"], speed["constraint"])
-        for name, speed in report["fmax"].items()
+        Domain(names.get(net.removeprefix(GLOBAL), net), speed["achieved"], speed["constraint"])
+        for net, speed in report["fmax"].items()
     ]
 
 
@@ -120,8 +134,8 @@ class Path:
         return sum(delay for _, delay in self.delays)
 
 
-def paths(report: Mapping) -> list[Path]:
-    """Critical paths of nextpnr's report."""
+def paths(report: Mapping, names: Mapping[str, str]) -> list[Path]:
+    """Critical paths of nextpnr's report; ``names`` as of :func:`clock_names`."""
     found = []
     for path in report["critical_paths"]:
         delays = []
@@ -130,8 +144,12 @@ def paths(report: Mapping) -> list[Path]:
             if step["type"] == "routing":
                 place = f"net {step['net']}"
             delays.append((place, step["delay"]))
-        clocks = [path[end].replace(GLOBAL, "") for end in ("from", "to")]
-        found.append(Path(*clocks, tuple(delays)))
+        ends = []
+        for end in ("from", "to"):
+            edge, _, net = path[end].partition(" ")  # net is empty at a pin, which is <async>
+            net = net.removeprefix(GLOBAL)
+            ends.append(f"{edge} {names.get(net, net)}".rstrip())
+        found.append(Path(*ends, tuple(delays)))
     return found
 
 
@@ -144,23 +162,24 @@ def crossing_limit(clocks: set[str], clock_hz: float) -> float | None:
     return 1e9 / (2 * clock_hz) if clocks == {"sys_clk", "sys2x_clk"} else None
 
 
-def make(cells: Iterable[tuple[str, str]], routed: Mapping, *, clock_hz: float) -> dict:
+def make(module: Mapping, routed: Mapping, *, clock_hz: float) -> dict:
     """Return the report: what is used, how fast it is, and what is too slow.
 
     Parameters
     ----------
-    cells
-        name and type of each cell of the netlist
+    module
+        the netlist, as yosys writes it to JSON
     routed
         report of nextpnr
     clock_hz
         of the bus
 
     """
-    blocks = utilisation(cells)
+    blocks = utilisation((name, cell["type"]) for name, cell in module["cells"].items())
     total = {column: sum(used[column] for used in blocks.values()) for column in COLUMNS}
     missed = []
-    reached = domains(routed)
+    names = clock_names(module)
+    reached, slowest = domains(routed, names), paths(routed, names)
     if "sys_clk" not in [domain.name for domain in reached if domain.needed >= clock_hz / 1e6]:
         missed.append("sys_clk has not been held to its frequency")
     missed += [
@@ -168,7 +187,7 @@ def make(cells: Iterable[tuple[str, str]], routed: Mapping, *, clock_hz: float) 
         for domain in reached
         if not domain.met
     ]
-    for path in paths(routed):
+    for path in slowest:
         limit = crossing_limit({path.start.split()[-1], path.end.split()[-1]}, clock_hz)
         if limit is not None and path.total > limit:
             missed.append(f"{path.start} to {path.end} takes {path.total:.1f} ns of {limit:.1f}")
@@ -177,7 +196,7 @@ def make(cells: Iterable[tuple[str, str]], routed: Mapping, *, clock_hz: float) 
         "missed": missed,
         "clocks": [dataclasses.asdict(domain) for domain in reached],
         "critical_paths": [
-            {"ns": round(path.total, 2), **dataclasses.asdict(path)} for path in paths(routed)
+            {"ns": round(path.total, 2), **dataclasses.asdict(path)} for path in slowest
         ],
         "used": total,
         "device": DEVICE,
