@@ -309,6 +309,7 @@ class Unit(wiring.Component):
             buffer_slots=self.buffer_slots,
             n_tables=N_TABLES,
             n_lanes=self.n_lanes,
+            select_width=self.select_width,
             n_contexts=self.contexts,
         )
         m.submodules.score_array = self.score = score = ScoreArray(

@@ -39,10 +39,10 @@ class ScoreIssue(wiring.Component):
 
     ``issue`` describes the beat whose ``k_addr`` and ``scale_addr`` are presented in the same
     cycle. A token's beats are never interrupted. A block starts when one of SCORE_BANKS score
-    banks is free; ``block_done`` frees one. With more than one lane, a short tile of
-    representatives is followed by idle cycles, so that the next tile starts at least
-    ``query_tile`` cycles after it: lanes lag behind each other, and keys of two tiles must not
-    share a key bank of the selector.
+    banks is free; ``block_done`` frees one. With more than one lane, lanes lag behind each other
+    by up to ``query_tile`` cycles, and a key bank of the selector takes one key a cycle. So when
+    a tile of representatives ends less than that after it began its last round over the
+    ``select_width`` banks, idle cycles follow until it is that long.
 
     Members
     -------
@@ -79,6 +79,7 @@ class ScoreIssue(wiring.Component):
         buffer_slots,
         n_tables,
         n_lanes,
+        select_width,
         n_contexts,
     ):
         self.fold = fold
@@ -86,6 +87,7 @@ class ScoreIssue(wiring.Component):
         self.buffer_tokens = buffer_tokens
         self.buffer_slots = buffer_slots
         self.n_lanes = n_lanes
+        self.select_width = select_width
         tokens = buffer_tokens * buffer_slots
         super().__init__(
             {
@@ -192,7 +194,13 @@ class ScoreIssue(wiring.Component):
         with m.If(block_end & ~tile.representative):
             m.d.sync += score_bank.eq(score_bank + 1)
         if self.n_lanes > 1:
-            beats = tile.n_tokens << exact_log2(self.fold)
+            # A round: one chunk of each key bank.
+            in_round = Signal(range(self.buffer_tokens))
+            beats = Signal(range(self.buffer_tokens * self.fold + 1))
+            m.d.comb += [
+                in_round.eq(token & ((self.select_width << self.rep_shift) - 1)),
+                beats.eq((in_round + 1) << exact_log2(self.fold)),
+            ]
             with m.If(tile_end & tile.representative & (beats < self.query_tile)):
                 m.d.sync += gap.eq(self.query_tile - beats)
             with m.Elif(gap != 0):

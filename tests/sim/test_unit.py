@@ -12,7 +12,7 @@ import pytest
 
 from moska.gen.config import Config
 from moska.golden.formats import FP32_NEG_INF
-from moska.golden.layout import ErrorCode
+from moska.golden.layout import ErrorCode, Opcode
 from moska.sim.job import Job, difference
 from moska.sim.runner import Simulation
 from moska.sim.workload import jobs, queries, store
@@ -46,7 +46,7 @@ def config(head_dim, fold, query_tile, bus_width, **changes):
 
 CONFIGS = [
     Config.load("tiny"),
-    config(16, 1, 8, 64),
+    config(16, 1, 8, 64, buffer_tokens=64),
     config(16, 8, 16, 64),
     config(64, 1, 2, 512, buffer_slots=4, contexts=4),
     config(64, 4, 16, 128, buffer_tokens=64, read_ports=2),
@@ -118,6 +118,24 @@ def test_one_at_a_time(simulation):
             wanted = int(job.selected().any(axis=0).sum())
             assert outcome.counters["chunks_read"] == wanted
             assert outcome.counters["chunks_skipped"] == job.store.n_chunks - wanted
+
+
+def test_last_round_of_representatives(simulation):
+    """A slot with a few more chunks than the selector is wide, for several tiles of rows."""
+    rng = np.random.default_rng(SEED)
+    config = simulation.config
+    made = [
+        Job(
+            store(rng, config, 16 * n_chunks, 16, router),
+            *queries(rng, config.max_rows, config.head_dim),
+            k=n_chunks // 2,
+            opcode=Opcode.ROUTE,
+        )
+        for router in ("mean", "minmax")
+        for n_chunks in (config.select_width + 1, config.select_width + 3)
+        if n_chunks <= config.max_chunks
+    ]
+    check(simulation.run(made, seed=SEED), made)
 
 
 def test_empty_selection(simulation):

@@ -1,6 +1,7 @@
 # amaranth: UnusedElaboratable=no
 """Score issue: order, addresses and announcements of every beat, its waits and their reasons."""
 
+import collections
 import random
 
 import pytest
@@ -18,6 +19,7 @@ MAX_CHUNKS = 64
 N_TABLES = 4
 N_CONTEXTS = 4
 BUFFER_TOKENS = 64
+SELECT_WIDTH = 8
 FREE = (1.0, 1.0, 1.0)
 
 
@@ -31,6 +33,7 @@ def score_issue(*, fold=2, query_tile=4, buffer_slots=2, n_lanes=1):
         buffer_slots=buffer_slots,
         n_tables=N_TABLES,
         n_lanes=n_lanes,
+        select_width=SELECT_WIDTH,
         n_contexts=N_CONTEXTS,
     )
 
@@ -204,7 +207,9 @@ class Run:
                 starts = expected["block"] is not None
                 filled -= expected["slot_end"]
                 if taken and expected["issue"]["representative"] and dut.n_lanes > 1:
-                    gap = max(0, dut.query_tile - self.tiles[given]["n_tokens"] * dut.fold)
+                    round_tokens = SELECT_WIDTH << self.rep_shift
+                    tokens = (self.tiles[given]["n_tokens"] - 1) % round_tokens + 1
+                    gap = max(0, dut.query_tile - tokens * dut.fold)
                 self.cycles.append(cycle)
             else:
                 self.reasons[reason] += 1
@@ -295,6 +300,31 @@ def test_no_bubble(fold, n_lanes):
     gaps = short if n_lanes > 1 else 0
     assert run.cycles[-1] - run.cycles[0] + 1 == len(run.beats) + gaps
     assert run.reasons == {"memory": 1, "query": gaps, "softmax": 0}
+
+
+@pytest.mark.parametrize(("fold", "rep_shift"), [(1, 0), (1, 1), (2, 0), (2, 2)])
+@pytest.mark.parametrize("pace", [FREE, SLOW_TILES])
+def test_key_banks(fold, rep_shift, pace):
+    """Lanes that lag behind each other never write keys to one bank of the selector at once."""
+    query_tile = 8
+    n_lanes = query_tile // fold
+    dut = score_issue(fold=fold, query_tile=query_tile, buffer_slots=4, n_lanes=n_lanes)
+    slots = []  # of jobs of n chunks
+    for n_chunks in (1, 2, 7, 8, 9, 12, 15, 16, 17, 30, 63, 3):
+        for first in range(0, n_chunks << rep_shift, BUFFER_TOKENS):
+            slots.append((first, min(BUFFER_TOKENS, (n_chunks << rep_shift) - first)))
+    tiles = make_tiles([(True, n, 3) for _, n in slots], query_tile=query_tile, seed=fold)
+    for index, tile in enumerate(tiles):
+        tile["chunk"] = slots[index // 3][0] >> rep_shift
+    run = Run(dut, tiles, pace=pace, seed=rep_shift, rep_shift=rep_shift)
+    simulate(dut, run.bench)
+    writers = collections.Counter(
+        (cycle + lane * fold, beat["key_tag"]["chunk"] % SELECT_WIDTH)
+        for cycle, beat in zip(run.cycles, run.beats, strict=True)
+        if beat["key_tag"] is not None
+        for lane in range(n_lanes)
+    )
+    assert max(writers.values()) == 1
 
 
 def test_waits_for_a_score_bank():
