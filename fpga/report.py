@@ -228,6 +228,9 @@ def markdown(found: Mapping) -> str:
         lines += ["", f"## {path['start']} to {path['end']}: {path['ns']:.2f} ns", ""]
         lines += ["| ns | to |", "|---:|---|"]
         lines += [f"| {delay:.2f} | `{place}` |" for place, delay in path["delays"]]
-    lines += ["", "| step | seconds |", "|---|---:|"]
-    lines += [f"| {step} | {seconds:.0f} |" for step, seconds in found["seconds"].items()]
+    lines += ["", "| step | seconds | of a processor |", "|---|---:|---:|"]
+    lines += [
+        f"| {step} | {taken['elapsed']:.0f} | {taken['processor']:.0f} |"
+        for step, taken in found["seconds"].items()
+    ]
     return "\n".join(lines) + "\n"

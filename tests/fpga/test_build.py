@@ -67,6 +67,7 @@ def test_a_bitstream_and_its_report(run, tmp_path):
     assert found["seed"] == SEED
     assert found["parameters"] == Config.load("ulx3s").parameters()
     assert found["seconds"].keys() == {"generate", "synthesise", "place and route", "pack"}
+    assert 0 < found["seconds"]["synthesise"]["processor"]
     assert "| sys2x_clk |" in (tmp_path / "report.md").read_text()
     assert "sys_clk: " in result.stdout
     assert "place and route" in result.stderr
