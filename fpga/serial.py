@@ -120,7 +120,9 @@ class SerialTransport(Transport):
 
         with self._cutting("open"), self._lock:
             self._shut()
-            self._serial = serial.serial_for_url(self.port, baudrate=self.baud, timeout=0)
+            self._serial = serial.serial_for_url(
+                self.port, baudrate=self.baud, timeout=0, exclusive=True
+            )
             # Adapters hold bytes back for up to 16 ms otherwise; not all ports can be told.
             with contextlib.suppress(AttributeError, NotImplementedError, ValueError, OSError):
                 self._serial.set_low_latency_mode(True)
@@ -141,10 +143,9 @@ class SerialTransport(Transport):
         for name, due in (("magic", map.MAGIC), ("map_version", map.MAP_VERSION)):
             if found[name] != due:
                 raise IncompatibleUnit(f"board must have {name} {due:#x}, not {found[name]:#x}")
-        due = self._expected or found["config_hash"]
-        if found["config_hash"] != due:
+        if self._expected not in (None, found["config_hash"]):
             raise IncompatibleUnit(
-                f"board must be built of the configuration {due:#010x}, "
+                f"board must be built of the configuration {self._expected:#010x}, "
                 f"not {found['config_hash']:#010x}"
             )
         self._found = found
@@ -228,7 +229,7 @@ class SerialTransport(Transport):
                 return sequence, flags, rest[:-WORD]
         with self._cutting("read"):
             self._serial.timeout = QUIET_SECONDS
-            while self._serial.read(FRAME_BYTES):
+            while self._serial.read(FRAME_BYTES) and time.monotonic() < end:
                 pass
         raise LinkCorrupted("answer does not match its CRC")
 

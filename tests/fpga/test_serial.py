@@ -1,7 +1,10 @@
 """The transport to a board: what it acknowledges is done, whatever the wire does."""
 
 import contextlib
+import os
 import random
+import select
+import socket
 import threading
 import time
 
@@ -27,6 +30,7 @@ from moska.host import (
     regmap,
 )
 from moska.host.selftest import Extent, climb
+from moska.host.transport import connect
 
 SEED = 20_251_206
 TINY = Config.load("tiny")
@@ -339,6 +343,46 @@ def test_no_port(stand_in):
         SerialTransport("socket://127.0.0.1:1")
     with pytest.raises(LinkCut, match="open"):
         SerialTransport("/dev/no-such-port")
+
+
+@contextlib.contextmanager
+def terminal(port):
+    """Path of a terminal whose other end is connected to a TCP port."""
+    ours, theirs = os.openpty()
+    with socket.create_connection(("127.0.0.1", port)) as board:
+        ending = threading.Event()
+
+        def pump():
+            while not ending.is_set():
+                ready, _, _ = select.select([ours, board], [], [], 0.05)
+                if ours in ready:
+                    board.sendall(os.read(ours, 4096))
+                if board in ready:
+                    os.write(ours, board.recv(4096))
+
+        thread = threading.Thread(target=pump)
+        thread.start()
+        try:
+            yield os.ttyname(theirs)
+        finally:
+            ending.set()
+            thread.join()
+            os.close(ours)
+            os.close(theirs)
+
+
+def test_a_terminal(stand_in):
+    """A port of the system, with every byte there is; taken by one transport at a time."""
+    with terminal(stand_in.port) as path:
+        with contextlib.closing(connect(f"serial:{path}?config=tiny&baud=115200")) as link:
+            raw = bytes(range(256)) * 8
+            link.write(BASE, raw)
+            assert link.read(BASE, len(raw)) == raw
+            assert link.retries == 0
+            with pytest.raises(LinkCut, match="open"):
+                connect(f"serial:{path}")
+        with contextlib.closing(connect(f"serial:{path}")) as link:
+            assert link.read(BASE, len(raw)) == raw
 
 
 def test_the_sdram_is_initialised_once(stand_in):
