@@ -140,6 +140,16 @@ def test_names_that_would_be_equal_are_refused():
         readable(text, "")
 
 
+def test_every_process_is_woken_after_the_start(written):
+    """A process that reads only constants would stay unknown in an event-driven simulator."""
+    text = (written / "rtl" / "moska.v").read_text()
+    processes = text.count("always @*")
+    assert processes == text.count("  always @* begin\n    if (\\$initial ) begin end\n") > 100
+    for body in re.findall(r"^module .*?^endmodule$", text, re.M | re.S):
+        woken = "always @*" in body
+        assert body.count("  reg \\$initial ;\n  initial \\$initial <= 1'h0;\n") == woken
+
+
 def test_config_json_makes_the_same_configuration(written):
     shown = json.loads((written / "config.json").read_text())
     assert Config.from_dict(shown["parameters"]) == TINY

@@ -119,18 +119,13 @@ def test_smoke_test_can_fail(simulated, tmp_path, name, line, message):
     assert "passed" not in output
 
 
-def test_icarus_compiles_the_smoke_test(packages, tmp_path):
+@pytest.mark.skipif(not shutil.which("iverilog"), reason="iverilog is not installed")
+@pytest.mark.parametrize("config", [TINY, TWO_PORTS], ids=lambda config: config.name)
+def test_fusesoc_runs_the_smoke_test_in_icarus(packages, tmp_path, config):
     """Icarus is on no package index of Python; what is on the path is used."""
-    if not shutil.which("iverilog"):
-        pytest.skip("iverilog is not installed")
-    folder = packages(TINY)
-    status, output = run(
-        "iverilog", "-g2012", "-Wall", "-s", "smoke_tb", "-o", tmp_path / "smoke",
-        folder / "sim" / "smoke_tb.sv", folder / "rtl" / "moska.v", cwd=tmp_path,
-    )  # fmt: skip
+    status, output = fusesoc(packages(config), "sim_icarus", config, tmp_path)
     assert status == 0, output
-    assert "error" not in output
-    assert (tmp_path / "smoke").exists()
+    assert re.search(r"^smoke test passed: job of \d+ cycles$", output, re.M)
 
 
 # PeakRDL --------------------------------------------------------------------------------------
