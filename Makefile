@@ -112,7 +112,7 @@ bitstream: check $(FPGA_STAMP)  ## make the bitstream of the ULX3S board, with a
 
 test-fpga: check $(FPGA_STAMP)  ## run the tests that need LiteX and the FPGA tools
 	@echo "==> Tests of the boards"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m fpga tests/fpga
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m fpga tests/fpga tests/host/test_device.py
 
 test-package: check $(READERS_STAMP)  ## let tools of others read what `moska generate` writes
 	@echo "==> FuseSoC, Verilator, PeakRDL, slang and yosys read the package"

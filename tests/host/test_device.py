@@ -45,12 +45,18 @@ def rng():
     return np.random.default_rng(SEED)
 
 
-@pytest.fixture(
-    scope="module", params=["golden", pytest.param("sim", marks=GROUP)]
+# Devices that a test may run on; a board's memory makes no errors, and filling it takes long.
+MODELS = (pytest.param(GOLDEN, id="golden"), pytest.param(SIM, id="sim", marks=GROUP))
+BOARD = pytest.param(
+    "soc:tiny", id="soc", marks=[pytest.mark.fpga, pytest.mark.xdist_group("soc-tiny")]
 )
+MODELS_ONLY = pytest.mark.parametrize("device", MODELS, indirect=True)
+
+
+@pytest.fixture(scope="module", params=[*MODELS, BOARD])
 def device(request):
     """Open device, shared by the tests here: whatever one does to it, the next one can use it."""
-    with moska.host.open({"golden": GOLDEN, "sim": SIM}[request.param]) as device:
+    with moska.host.open(request.param) as device:
         yield device
         assert device.closed is False
         if isinstance(device.transport, SimTransport):
@@ -418,6 +424,7 @@ def fails(device, kind, code, address, handle, q, **options):
     return [*good, behind]
 
 
+@MODELS_ONLY
 @pytest.mark.parametrize("response", [2, 3])
 def test_error_of_a_read(device, rng, response):
     whole, q = store(rng), queries(rng, 3)
@@ -436,6 +443,7 @@ def test_error_of_a_read(device, rng, response):
         check(device.attend(handle, q), whole, q)
 
 
+@MODELS_ONLY
 def test_error_of_a_write(device, rng):
     """A region of memory that cannot be written: the jobs whose results lie there."""
     whole, q = store(rng), queries(rng, 3)
@@ -449,6 +457,7 @@ def test_error_of_a_write(device, rng):
         check(device.attend(handle, q), whole, q)
 
 
+@MODELS_ONLY
 def test_a_completion_that_is_lost(device, rng):
     """The registers tell what happened to it."""
     whole, q = store(rng), queries(rng, 3)
@@ -691,6 +700,7 @@ def test_errors_of_the_rings_are_told(rng):
 # Memory ----------------------------------------------------------------------------------------
 
 
+@MODELS_ONLY
 def test_full_memory(device, rng):
     """Stores and jobs that have no room are refused; smaller ones go on."""
     used = device.memory.used_bytes
