@@ -328,8 +328,8 @@ def test_stores_that_do_not_fit(golden, rng):
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("tiny", "uri must begin with one of golden:, sim:, not 'tiny'"),
-        ("udp:host", "uri must begin with one of golden:, sim:, not 'udp:host'"),
+        ("tiny", "uri must begin with one of golden:, serial:, sim:, soc:, not 'tiny'"),
+        ("udp:host", "uri must begin with one of golden:, serial:, sim:, soc:, not 'udp:host'"),
         ("golden:tinny", r"config must be a preset .* did you mean 'tiny'\?"),
         ("golden:tiny?speed=1", "option of golden: must be one of memory, not 'speed'"),
         ("sim:tiny?speed=1", "option of sim: must be one of bytes_per_cycle, latency, memory, .*"),
