@@ -150,6 +150,14 @@ def test_every_process_is_woken_after_the_start(written):
         assert body.count("  reg \\$initial ;\n  initial \\$initial <= 1'h0;\n") == woken
 
 
+def test_synthesis_does_not_see_zeros_of_memories(written):
+    text = (written / "rtl" / "moska.v").read_text()
+    seen = re.sub(r"^`ifndef SYNTHESIS\n.*?^`endif\n", "", text, flags=re.M | re.S)
+    loops = text.count("for (word_ = 0;")
+    assert text.count("`ifndef SYNTHESIS\n") == loops > 10
+    assert "for (word_" not in seen
+
+
 def test_config_json_makes_the_same_configuration(written):
     shown = json.loads((written / "config.json").read_text())
     assert Config.from_dict(shown["parameters"]) == TINY
