@@ -25,6 +25,7 @@ from moska.hw.fp32 import (
     normaliser_latency,
 )
 from moska.hw.state import RowMeta
+from moska.hw.stream import RegisterSlice
 
 FIELD_WIDTH = O_EXP_WIDTH + 1  # exponent field of O before overflow is looked at
 WHOLE_WIDTH = M_WIDTH + 1  # integer part of LSE
@@ -521,7 +522,7 @@ class Finisher(wiring.Component):
     """
 
     latency = ElementScaler.latency
-    first_word = RowScaler.latency + 1
+    first_word = RowScaler.latency + RegisterSlice.latency + 1
     lse_latency = RowScaler.latency + LseEncoder.latency
 
     def __init__(self, *, head_dim, lanes):
@@ -550,7 +551,10 @@ class Finisher(wiring.Component):
         m.submodules.elements = elements = ElementScaler(
             lanes=self.lanes, n_words=self.head_dim // self.lanes
         )
-        connect(m, rows=rows.scale, elements=elements.scale)
+        # Words that wait stop the elements at once, and the dividers a cycle later.
+        m.submodules.factors = factors = RegisterSlice(RowScale)
+        connect(m, rows=rows.scale, factors=factors.i)
+        connect(m, factors=factors.o, elements=elements.scale)
         connect(m, row=flipped(self.row), rows=rows.row)
         connect(m, o=flipped(self.o), elements=elements.o)
         connect(m, elements=elements.result, result=flipped(self.result))

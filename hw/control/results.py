@@ -3,7 +3,7 @@
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import exact_log2
 
 from moska.golden.formats import O_STATE_WIDTH
@@ -13,7 +13,7 @@ from moska.hw.finish import Finisher
 from moska.hw.memory.writer import WriteCommand
 from moska.hw.router.invert import row_word_bits, vector_cmd_layout
 from moska.hw.state import RowMeta, state_read_layout
-from moska.hw.stream import Packer
+from moska.hw.stream import Packer, RegisterSlice
 
 FIFO_DEPTH = 4  # state words and row metadata
 
@@ -145,6 +145,7 @@ class Results(wiring.Component):
         m = Module()
 
         self.n_rows = Signal(range(self.max_rows + 1))
+        self.last_row = Signal(range(self.max_rows), reset_less=True)
         start = Signal()  # of a job whose rows are due
         selecting = Signal()  # pulse: the selection comes next
         m.d.comb += [
@@ -198,11 +199,11 @@ class Results(wiring.Component):
             m.d.sync += word.eq(Mux(last_word, 0, word + 1))
             with m.If(last_word):
                 m.d.sync += row.eq(row + 1)
-                with m.If(row == self.n_rows - 1):
+                with m.If(row == self.last_row):
                     m.d.sync += reading.eq(0)
         with m.If(self.read.meta_valid):
             m.d.sync += meta_row.eq(meta_row + 1)
-            with m.If(meta_row == self.n_rows - 1):
+            with m.If(meta_row == self.last_row):
                 m.d.sync += reading_meta.eq(0)
 
         part = Signal(range(max(n_parts, 2)))
@@ -257,7 +258,7 @@ class Results(wiring.Component):
         chunk = Signal(range(self.max_chunks))
         asked_number = Signal.like(last_number)
         m.d.comb += [
-            last_number.eq((self.n_rows - 1) >> 5),
+            last_number.eq(self.last_row >> 5),
             self.vector_cmd.valid.eq(asking),
             self.vector_cmd.payload.chunk.eq(chunk),
             self.vector_cmd.payload.row_word.eq(asked_number),
@@ -279,7 +280,7 @@ class Results(wiring.Component):
         number_last = Signal()
         taken = Signal()
         m.d.comb += [
-            row_last.eq(row == self.n_rows - 1),
+            row_last.eq(row == self.last_row),
             number_last.eq(number == last_number),
             taken.eq(packer.i.valid & packer.i.ready),
         ]
@@ -332,20 +333,24 @@ class Results(wiring.Component):
         n_beats = Signal(20)
         record_beats = COMPLETION_BYTES // self.bus_bytes
         record_beat = beat[: exact_log2(record_beats)]
+        last_beat = Signal(20)  # in time: a command lies between n_beats and its first beat
         sent = Signal()
         last = Signal()
+        m.submodules.beats = beats = RegisterSlice(self.o.payload.shape())
+        connect(m, beats=beats.o, o=flipped(self.o))
         m.d.comb += [
             self.cmd.payload.n_beats.eq(n_beats),
-            sent.eq(self.o.valid & self.o.ready),
-            last.eq(sent & (beat == n_beats - 1)),
+            sent.eq(beats.i.valid & beats.i.ready),
+            last.eq(sent & (beat == last_beat)),
         ]
+        m.d.sync += last_beat.eq(n_beats - 1)
         with m.If(sent):
             m.d.sync += beat.eq(Mux(last, 0, beat + 1))
 
         lse_rest = self.n_rows[: exact_log2(words_per_beat)]
         lse_strobe = Signal(self.bus_bytes)
         m.d.comb += lse_strobe.eq(all_bytes)
-        with m.If((beat == n_beats - 1) & (lse_rest != 0)):
+        with m.If((beat == last_beat) & (lse_rest != 0)):
             m.d.comb += lse_strobe.eq((Const(1, 1) << (lse_rest << 2)) - 1)
 
         # Beats of a selection line past the job's rows are zero.
@@ -371,6 +376,7 @@ class Results(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += self.job.ready.eq(1)
                 m.d.sync += [
+                    self.last_row.eq(self.n_rows - 1),
                     sequence.eq(job.sequence),
                     tag.eq(descriptor.tag),
                     completion_addr.eq(job.completion_addr),
@@ -390,10 +396,10 @@ class Results(wiring.Component):
             command("O_COMMAND", descriptor.o_addr, "O")
             with m.State("O"):
                 m.d.comb += [
-                    self.o.valid.eq(o_words.valid),
-                    self.o.payload.data.eq(o_words.payload),
-                    self.o.payload.strb.eq(all_bytes),
-                    o_words.ready.eq(self.o.ready),
+                    beats.i.valid.eq(o_words.valid),
+                    beats.i.payload.data.eq(o_words.payload),
+                    beats.i.payload.strb.eq(all_bytes),
+                    o_words.ready.eq(beats.i.ready),
                 ]
                 with m.If(last):
                     m.d.sync += n_beats.eq(
@@ -403,10 +409,10 @@ class Results(wiring.Component):
             command("LSE_COMMAND", descriptor.lse_addr, "LSE")
             with m.State("LSE"):
                 m.d.comb += [
-                    self.o.valid.eq(words.r_rdy),
-                    self.o.payload.data.eq(words.r_data),
-                    self.o.payload.strb.eq(lse_strobe),
-                    words.r_en.eq(self.o.ready),
+                    beats.i.valid.eq(words.r_rdy),
+                    beats.i.payload.data.eq(words.r_data),
+                    beats.i.payload.strb.eq(lse_strobe),
+                    words.r_en.eq(beats.i.ready),
                 ]
                 with m.If(last):
                     m.next = "RELEASE"
@@ -415,10 +421,10 @@ class Results(wiring.Component):
             command("SELECTION_COMMAND", descriptor.selection_addr, "SELECTION")
             with m.State("SELECTION"):
                 m.d.comb += [
-                    self.o.valid.eq(empty | words.r_rdy),
-                    self.o.payload.data.eq(Mux(empty, 0, words.r_data)),
-                    self.o.payload.strb.eq(all_bytes),
-                    words.r_en.eq(self.o.ready & ~empty),
+                    beats.i.valid.eq(empty | words.r_rdy),
+                    beats.i.payload.data.eq(Mux(empty, 0, words.r_data)),
+                    beats.i.payload.strb.eq(all_bytes),
+                    words.r_en.eq(beats.i.ready & ~empty),
                 ]
                 with m.If(last):
                     m.next = "RELEASE"
@@ -442,9 +448,9 @@ class Results(wiring.Component):
             command("RECORD_COMMAND", completion_addr, "RECORD")
             with m.State("RECORD"):
                 m.d.comb += [
-                    self.o.valid.eq(1),
-                    self.o.payload.data.eq(record.word_select(record_beat, 8 * self.bus_bytes)),
-                    self.o.payload.strb.eq(all_bytes),
+                    beats.i.valid.eq(1),
+                    beats.i.payload.data.eq(record.word_select(record_beat, 8 * self.bus_bytes)),
+                    beats.i.payload.strb.eq(all_bytes),
                 ]
                 with m.If(last):
                     m.next = "ANSWER"

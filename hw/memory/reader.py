@@ -16,7 +16,8 @@ from moska.hw.memory.axi import (
     check_max_burst,
     default_max_burst,
 )
-from moska.hw.memory.window import WindowGuard
+from moska.hw.memory.window import WindowGuard, guarded_burst_layout
+from moska.hw.stream import RegisterSlice
 
 BEATS_BITS = 20  # of the beats of a command
 
@@ -65,7 +66,7 @@ class ReadMaster(wiring.Component):
     requested before is delivered, and the rest stays undone.
 
     Storage: ``n_ids * max_commands`` x (84 + bits of a tag) bits of memory read without a clock;
-    two beats.
+    two beats; two bursts.
 
     Parameters
     ----------
@@ -97,7 +98,7 @@ class ReadMaster(wiring.Component):
 
     """
 
-    latency = 3
+    latency = 4
     beat_latency = 1
 
     def __init__(
@@ -146,6 +147,8 @@ class ReadMaster(wiring.Component):
         m.submodules.splitter = splitter = BurstSplitter(
             data_width=self.data_width, max_burst=self.max_burst
         )
+        # Between the address arithmetic and the count of what is in flight.
+        m.submodules.bursts = bursts = RegisterSlice(guarded_burst_layout(self.n_ids))
         m.submodules.guard = guard = WindowGuard(
             data_width=self.data_width, max_burst=self.max_burst, n_ids=self.n_ids
         )
@@ -191,24 +194,29 @@ class ReadMaster(wiring.Component):
         with m.If(splitter.i.ready):
             m.d.sync += split_id.eq(cmd.id)
 
-        # Requests. A burst takes its room when it leaves the splitter.
+        # Requests. A burst takes its room when it enters the guard.
         delivered = Signal()
         requested = Signal()
         enough = Signal()
         room = Signal(range(max_beats + 1), init=max_beats)
         m.d.comb += [
-            enough.eq(splitter.o.p.n_beats <= room),
-            guard.i.valid.eq(splitter.o.valid & enough),
-            splitter.o.ready.eq(guard.i.ready & enough),
+            bursts.i.valid.eq(splitter.o.valid),
+            bursts.i.p.addr.eq(splitter.o.p.addr),
+            bursts.i.p.length.eq(splitter.o.p.n_beats - 1),
+            bursts.i.p.id.eq(split_id),
+            splitter.o.ready.eq(bursts.i.ready),
+            enough.eq(bursts.o.p.length < room),
+            guard.i.valid.eq(bursts.o.valid & enough),
+            guard.i.payload.eq(bursts.o.payload),
+            bursts.o.ready.eq(guard.i.ready & enough),
             requested.eq(guard.i.valid & guard.i.ready),
-            guard.i.p.addr.eq(splitter.o.p.addr),
-            guard.i.p.length.eq(splitter.o.p.n_beats - 1),
-            guard.i.p.id.eq(split_id),
             guard.window_base.eq(self.window_base),
             guard.window_limit.eq(self.window_limit),
             self.fault.eq(guard.fault),
         ]
-        m.d.sync += room.eq(room + delivered - Mux(requested, splitter.o.p.n_beats, 0))
+        taken = Signal(range(max_beats + 1))
+        m.d.comb += taken.eq(Mux(requested, bursts.o.p.length + 1, 0))
+        m.d.sync += room.eq(room + delivered - taken)
 
         # Constants are driven too: an undriven signal would become an input of the top.
         m.d.comb += [

@@ -223,6 +223,14 @@ def check_requests(h, dut, valid, ready, addr, length, base, limit, burst_bits):
     ]
 
 
+def bursts_inside(h):
+    """Return (valid, burst) of the places of the read master's slice, the older one first."""
+    return [
+        (h.inside("dut.bursts.o__valid", 1), h.inside("dut.bursts.head", 73)),
+        (h.inside("dut.bursts.spare_valid", 1), h.inside("dut.bursts.spare", 73)),
+    ]
+
+
 def reader_requests():
     """AR: held, in the window, in one block, of whole commands in order, bounded; any command."""
     h = Harness()
@@ -232,6 +240,13 @@ def reader_requests():
     stopped, stages = check_requests(
         h, dut, axi.arvalid, axi.arready, axi.araddr, axi.arlen, base, limit, 73
     )
+    (head_burst_valid, _), (spare_burst_valid, _) = places = bursts_inside(h)
+    h.check("slice_in_order", head_burst_valid | ~spare_burst_valid)
+    for index, (valid, burst) in enumerate(places):
+        addr, beats = burst[:64], burst[64:72] + 1
+        in_block = same_block(addr, beats, MAX_BURST, 4)
+        h.check(f"slice_in_block_{index}", ~valid | ((addr[:WORD_BITS] == 0) & in_block))
+        stages.insert(2 + index, (valid, addr, beats))
     check_cover(
         h,
         taken=dut.cmd.valid & dut.cmd.ready,
@@ -276,7 +291,8 @@ def reader_beats():
     h.check("beats_places", (beats == head_valid + spare_valid) & (head_valid | ~spare_valid))
 
     # Invariant: words of an ID that are still to be delivered are at least those on their way: in
-    # the splitter, in the guard, on AR, in the memory, in `head` and `spare`.
+    # the splitter, its slice, the guard, on AR, in the memory, in `head` and `spare`.
+    places = bursts_inside(h)
     burst_valid, burst = h.inside("dut.guard.valid", 1), h.inside("dut.guard.burst", 73)
     splitter_valid, split_id = h.inside("dut.splitter.active", 1), h.inside("dut.split_id", 1)
     splitter_left = h.inside("dut.splitter.left", 20)
@@ -298,9 +314,12 @@ def reader_beats():
         )
         arrived = (head_valid & (head[32] == index)) + (spare_valid & (spare[32] == index))
         split = Mux(splitter_valid & (split_id == index), splitter_left, 0)
+        for valid, waiting in places:
+            split += Mux(valid & (waiting[72] == index), waiting[64:72] + 1, 0)
         m.d.comb += way.eq(split + (requested + arrived))
         h.check(f"words_left_{index}", left >= way)
     h.check("split_not_empty", ~splitter_valid | (splitter_left != 0))
+    h.check("slice_in_order", places[0][0] | ~places[1][0])
     room = h.inside("dut.room", 4)
     asked = Mux(burst_valid, burst[64:72] + 1, 0) + Mux(axi.arvalid, axi.arlen + 1, 0)
     h.check("room", room + asked + due[0] + due[1] + beats <= 8)

@@ -4,7 +4,7 @@ import pytest
 from amaranth.hdl import Mux, Signal
 from amaranth.lib.fifo import SyncFIFO
 
-from moska.hw.stream import Packer
+from moska.hw.stream import Packer, RegisterSlice
 from moska.sim.formal import (
     Bug,
     Harness,
@@ -47,6 +47,30 @@ def sync_fifo(depth):
 
 
 WIDTH = 3
+
+
+def register_slice():
+    """Payloads leave as they came and are held; what was offered or refused is of a register."""
+    h = Harness()
+    h.m.submodules.dut = dut = RegisterSlice(4)
+    h.drive(dut.i.valid)
+    h.drive(dut.i.payload)
+    h.drive(dut.o.ready)
+    count = check_queue(
+        h,
+        "slice",
+        written=dut.i.valid & dut.i.ready,
+        w_data=dut.i.payload,
+        read=dut.o.valid & dut.o.ready,
+        r_data=dut.o.payload,
+        capacity=2,
+        words=(h.inside("dut.head", 4), h.inside("dut.spare", 4)),
+    )
+    h.check("offered", dut.o.valid == (count != 0))
+    h.check("room", dut.i.ready == (count != 2))
+    check_held(h, "o", dut.o.valid, dut.o.ready, dut.o.payload)
+    h.cover("full", count == 2)
+    return h
 
 
 def packer(ratio):
@@ -156,6 +180,21 @@ PROOFS = [
         ),
     ),
     Proof(name="packer_1", build=packer(1), engine="pdr"),
+    Proof(
+        name="register_slice",
+        build=register_slice,
+        engine="induction",
+        depth=2,
+        bugs=(
+            Bug(
+                name="spare_forgotten",
+                owner=RegisterSlice,
+                old="head.eq(Mux(spare_valid, spare, self.i.payload))",
+                new="head.eq(self.i.payload)",
+                caught_by="slice_in_order",
+            ),
+        ),
+    ),
 ]
 
 

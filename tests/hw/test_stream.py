@@ -1,11 +1,11 @@
 # amaranth: UnusedElaboratable=no
-"""Packer: words, early ends, stalls, rate."""
+"""Packer: words, early ends, stalls, rate. Register slice: order, stalls, rate, latency."""
 
 import random
 
 import pytest
 
-from moska.hw.stream import Packer
+from moska.hw.stream import Packer, RegisterSlice
 from moska.sim.bench import check_hold, get, put, simulate
 
 
@@ -73,3 +73,37 @@ def test_one_payload_a_cycle():
 def test_ratio_is_checked():
     with pytest.raises(ValueError, match="ratio must be at least 1, not 0"):
         Packer(width=8, ratio=0)
+
+
+@pytest.mark.parametrize(("idle", "stall"), [(0.0, 0.0), (0.4, 0.1), (0.1, 0.6), (0.5, 0.5)])
+def test_register_slice(idle, stall):
+    dut = RegisterSlice(8)
+    items = list(range(200))
+    words = []
+    simulate(
+        dut,
+        put(dut.i, items, idle=idle, seed=3),
+        get(dut.o, words, len(items), stall=stall, seed=4),
+        monitors=[check_hold(dut.o)],
+    )
+    assert words == items
+
+
+def test_register_slice_cuts_ready():
+    """``i.ready`` falls a cycle after ``o.ready`` at the earliest, with two payloads inside."""
+    dut = RegisterSlice(8)
+
+    async def bench(ctx):
+        ctx.set(dut.i.valid, 1)
+        for value, (ready, valid) in enumerate([(1, 0), (1, 1), (0, 1), (0, 1)]):
+            ctx.set(dut.i.payload, value)
+            assert (ctx.get(dut.i.ready), ctx.get(dut.o.valid)) == (ready, valid)
+            await ctx.tick()
+        ctx.set(dut.i.valid, 0)
+        ctx.set(dut.o.ready, 1)
+        for value in (0, 1):
+            assert (ctx.get(dut.o.valid), ctx.get(dut.o.payload)) == (1, value)
+            await ctx.tick()
+        assert not ctx.get(dut.o.valid)
+
+    simulate(dut, bench)

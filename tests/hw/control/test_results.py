@@ -500,9 +500,9 @@ def test_rows_follow_each_other_at_the_rate_of_the_bus(name, n_rows, rate):
     beats_per_row = 4 * config.head_dim // config.bus_bytes
     step = rate // beats_per_row
     assert np.diff(cycles).tolist() == [step] * (n_rows * beats_per_row - 1)
-    # Start, row memory, FIFO, scaler, elements, packer of a bus word.
+    # Start, row memory, FIFO, scaler, elements, packer of a bus word, register slice.
     start = cycles[0] - run.accepted[0]
-    assert start == 4 + Finisher.first_word + Finisher.latency + step
+    assert start == 5 + Finisher.first_word + Finisher.latency + step
     # What is not rows: the start, LSE, the answer to it, the record.
     n_lse = -(-n_rows * 4 // config.bus_bytes)
     rest = run.completed[0] - run.accepted[0] - rate * n_rows - n_lse
