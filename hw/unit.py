@@ -1,6 +1,6 @@
 """The unit: shared-KV attention behind AXI4 memory and AXI4-Lite registers."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
@@ -850,19 +850,24 @@ class Unit(wiring.Component):
             "chunks_skipped": self.fetch.chunk_skipped,
         }
         assert tuple(events) == COUNTERS
+        # All a cycle late, so that no path goes from a state through its cause into a counter.
+        busy_s1, snapshot_s1 = Signal(), Signal()
+        m.d.sync += [busy_s1.eq(sequencer.busy), snapshot_s1.eq(results.snapshot)]
         for name, event in events.items():
             count = Signal(32, name=name)
+            event_s1 = Signal(Value.cast(event).shape(), name=f"{name}_s1")
+            m.d.sync += event_s1.eq(event)
             last = Signal(32, name=f"last_{name}")
             m.d.comb += [
                 getattr(results.record, name).eq(count),
                 getattr(regs, name).eq(last),
             ]
-            with m.If(~sequencer.busy):
+            with m.If(~busy_s1):
                 m.d.sync += count.eq(0)
-            with m.Elif(results.snapshot):
-                m.d.sync += [last.eq(count), count.eq(event)]
+            with m.Elif(snapshot_s1):
+                m.d.sync += [last.eq(count), count.eq(event_s1)]
             with m.Else():
-                m.d.sync += count.eq(count + event)
+                m.d.sync += count.eq(count + event_s1)
         for name, event in {
             "jobs": results.completed.valid,
             "errors": results.completed.valid & (results.completed.code != ErrorCode.NONE),
