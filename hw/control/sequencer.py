@@ -194,7 +194,7 @@ class Sequencer(wiring.Component):
 
         A descriptor is wide: what a stage does with it must not begin with the choice among jobs.
         """
-        job = Signal(frontend_job_layout(), name=name, reset_less=True)
+        job = Signal(frontend_job_layout(), name=name)
         with m.Switch(context):
             for index, held in enumerate(self.jobs):
                 with m.Case(index):
@@ -241,7 +241,7 @@ class Sequencer(wiring.Component):
     def load_stage(self, m):
         """Take a job into the next context; load its selection and queries; empty its rows."""
         context = self.load_context
-        job = Signal(frontend_job_layout(), name="load_job", reset_less=True)
+        job = Signal(frontend_job_layout(), name="load_job")
         descriptor = job.descriptor
         word_bits = exact_log2(self.bus_bytes)
 
