@@ -1,9 +1,10 @@
 """Drain: walks the finished block of every row of a tile and has it merged."""
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from moska.hw.state import merge_step_layout
 
@@ -24,31 +25,35 @@ class Drain(wiring.Component):
     """Issue one merge step a cycle for each block that the value array has captured.
 
     Blocks are announced on ``block`` when their last token is issued and drained in that order
-    once ``captured``. ``release`` pulses when few enough steps remain (``slack``) that the value
-    array's next block may be captured; the next block's last token waits for it.
+    once ``captured``. A row's id is looked up while the row before it is merged. ``release`` pulses
+    when few enough steps remain (``slack``) that the value array's next block may be captured; the
+    next block's last token waits for it.
 
     Parameters
     ----------
     max_rows, n_contexts, query_tile, n_words, n_tables : int
     slack : int
-        steps that may remain at the release, for a tile of one row; each further row adds one,
-        since a row is overwritten one cycle after the row before it
+        steps that may remain after the cycle of the release, for a tile of one row; each further
+        row adds one, since a row is overwritten one cycle after the row before it
 
     Members
     -------
     block : :py:`In(stream.Signature(drain_block_layout(query_tile, n_tables)))`
     captured : :py:`In(1)`
     release : :py:`Out(1)`
+        pulse, at least a cycle after the block's first step
     table, position : Out
         row of the tile whose row id is asked for
     row : :py:`In(range(n_contexts * max_rows))`
         its {context, row}, in the same cycle
     hazard : :py:`In(1)`
+        a merge of the row of ``step`` is under way, in the same cycle
     step : :py:`Out(merge_step_layout(n_contexts * max_rows, n_words))`
-    word, position : Out
-        where the value array is to be read
+        ``row`` and ``word`` are valid before the step is
+    block_row : :py:`Out(range(query_tile))`
+        row of the tile that ``step`` merges
     table_done : :py:`Out(1)`
-        pulse when the last block of ``table``'s tile is drained
+        pulse in the cycle after the last step of a tile's last block
     job_done : :py:`Out(1)`
         pulse with the last step of a job's last block
     busy : :py:`Out(1)`
@@ -69,10 +74,10 @@ class Drain(wiring.Component):
                 "release": Out(1),
                 "table": Out(range(n_tables)),
                 "position": Out(range(query_tile)),
-                "word": Out(range(max(n_words, 2))),
                 "row": In(range(n_contexts * max_rows)),
                 "hazard": In(1),
                 "step": Out(merge_step_layout(n_contexts * max_rows, n_words)),
+                "block_row": Out(range(query_tile)),
                 "table_done": Out(1),
                 "job_done": Out(1),
                 "busy": Out(1),
@@ -93,53 +98,76 @@ class Drain(wiring.Component):
             block.eq(blocks.r_data),
         ]
 
-        n_captured = Signal(range(4))
+        # The row that is merged: looked up when the row before it is done.
         position = Signal(range(self.query_tile))
+        next_last = Signal()
+        row = Signal(
+            data.StructLayout(
+                {
+                    "row": self.row.shape(),
+                    "position": position.shape(),
+                    "last": 1,  # last row of its block
+                    "tile_last": 1,
+                    "job_last": 1,
+                    # The first word after which few enough steps remain, if one of this row.
+                    "release_from": signed(ceil_log2(self.query_tile * self.n_words + 1) + 1),
+                }
+            ),
+            reset_less=True,
+        )
+        held = Signal()
+        take = Signal()
+        m.d.comb += [
+            self.table.eq(block.table),
+            self.position.eq(position),
+            next_last.eq(position == block.n_rows - 1),
+            blocks.r_en.eq(take & next_last),
+        ]
+        with m.If(take):
+            m.d.sync += [
+                held.eq(blocks.r_rdy),
+                row.row.eq(self.row),
+                row.position.eq(position),
+                row.last.eq(next_last),
+                row.tile_last.eq(block.tile_last),
+                row.job_last.eq(block.job_last),
+                row.release_from.eq(
+                    (block.n_rows - position) * self.n_words - block.n_rows - self.slack - 1
+                ),
+            ]
+            with m.If(blocks.r_rdy):
+                m.d.sync += position.eq(Mux(next_last, 0, position + 1))
+
+        n_captured = Signal(range(4))
         word = Signal(range(max(self.n_words, 2)))
         go = Signal()
         last_word = Signal()
-        last = Signal()
+        block_end = Signal()
         m.d.comb += [
             last_word.eq(word == self.n_words - 1),
-            last.eq(last_word & (position == block.n_rows - 1)),
             # Within a row the words differ, so only its first step can meet an older merge.
-            go.eq(blocks.r_rdy & (n_captured != 0) & ~((word == 0) & self.hazard)),
-            blocks.r_en.eq(go & last),
-            self.table.eq(block.table),
-            self.position.eq(position),
-            self.word.eq(word),
+            go.eq(held & (n_captured != 0) & ~((word == 0) & self.hazard)),
+            take.eq(~held | (go & last_word)),
+            block_end.eq(go & last_word & row.last),
+            self.block_row.eq(row.position),
             self.step.valid.eq(go),
-            self.step.row.eq(self.row),
+            self.step.row.eq(row.row),
             self.step.word.eq(word),
             self.step.last.eq(last_word),
-            self.table_done.eq(go & last & block.tile_last),
-            self.job_done.eq(go & last & block.job_last),
-            self.busy.eq(blocks.r_rdy | (n_captured != 0)),
+            self.job_done.eq(block_end & row.job_last),
+            self.busy.eq(blocks.r_rdy | held | (n_captured != 0)),
         ]
         with m.If(go):
             m.d.sync += word.eq(Mux(last_word, 0, word + 1))
-            with m.If(last_word):
-                m.d.sync += position.eq(Mux(last, 0, position + 1))
-        m.d.sync += n_captured.eq(n_captured + self.captured - (go & last))
 
-        # Steps that remain, counted down from the start of a block.
-        total = Signal(range(self.query_tile * self.n_words + 1))
-        remaining = Signal(range(self.query_tile * self.n_words + 1))
-        fresh = Signal(init=1)
         released = Signal()
-        at_most = Signal(range(self.slack + self.query_tile + 1))
-        m.d.comb += [
-            total.eq(block.n_rows * self.n_words),
-            at_most.eq(self.slack + block.n_rows - 1),
-            self.release.eq(
-                go & ~released & ((Mux(fresh, total, remaining) - 1 <= at_most) | last)
-            ),
+        releases = Signal()
+        m.d.comb += releases.eq(go & ~released & (word >= row.release_from))
+        m.d.sync += [
+            n_captured.eq(n_captured + self.captured - block_end),
+            released.eq((released | releases) & ~block_end),
+            self.release.eq(releases),
+            self.table_done.eq(block_end & row.tile_last),
         ]
-        with m.If(go):
-            m.d.sync += [
-                remaining.eq(Mux(fresh, total, remaining) - 1),
-                fresh.eq(last),
-                released.eq((released | self.release) & ~last),
-            ]
 
         return m

@@ -66,7 +66,8 @@ class Fetch(wiring.Component):
     one there is no time to lose: two for one id, and at the latest after PACE chunk slots.
 
     Loads go before the commands of slots. A slot takes one cycle and one for each command, a
-    skipped chunk one.
+    skipped chunk one. What the next slot would hold is chosen while the commands of the one before
+    it are issued, in the cycle before a slot is allocated at the latest.
 
     Parameters
     ----------
@@ -171,7 +172,7 @@ class Fetch(wiring.Component):
         self.ends_job = Signal()
         self.chunk_granted = Signal()
         self.rep_granted = Signal()
-        self.chunk_waits = Signal()  # a chunk asks, or will in the next cycle
+        self.chunk_waits = Signal()  # a chunk asks, or is about to
         # Ids passed by since the representatives asked first; more than any of theirs.
         self.passed = Signal(range(2 * self.max_chunks))
         # Commands of a slot are left.
@@ -188,12 +189,14 @@ class Fetch(wiring.Component):
         scan, job, chunk = self.scan, self.attend.payload, self.chunk
         descriptor, found = job.descriptor, self.scan.o.payload
         rest = Signal(range(MAX_TOKENS + 1))  # tokens of the job from the chunk's first one on
+        left = Signal(rest.shape())
         found_last = Signal()
         m.d.comb += [
             scan.start.payload.n_chunks.eq(descriptor.n_chunks),
             scan.start.payload.chunk_tokens.eq(descriptor.chunk_tokens),
             scan.start.payload.every.eq(descriptor.selection == Selection.ALL),
-            rest.eq(descriptor.n_tokens - found.token),
+            # The last chunk may be short.
+            left.eq(Mux(rest < descriptor.chunk_tokens, rest, descriptor.chunk_tokens)),
         ]
         with m.FSM(name="chunks"):
             with m.State("IDLE"):
@@ -209,19 +212,20 @@ class Fetch(wiring.Component):
                         chunk.context.eq(job.context),
                         chunk.chunk.eq(found.chunk),
                         chunk.token.eq(found.token),
-                        # The last chunk may be short.
-                        chunk.left.eq(
-                            Mux(rest < descriptor.chunk_tokens, rest, descriptor.chunk_tokens)
-                        ),
+                        rest.eq(descriptor.n_tokens - found.token),
                         chunk.first.eq(1),
                         chunk.job_last.eq(found.last),
                     ]
                     with m.If(~found.none & ~self.passed[-1]):
                         m.d.sync += self.passed.eq(self.passed + found.chunk - chunk.chunk)
-                    m.next = "ASK"
+                    m.next = "MEASURE"
                     with m.If(found.none):
                         m.d.comb += [self.none.eq(1), self.attend.ready.eq(1)]
                         m.next = "IDLE"
+            with m.State("MEASURE"):
+                m.d.comb += self.chunk_waits.eq(1)
+                m.d.sync += chunk.left.eq(left)
+                m.next = "ASK"
             with m.State("ASK"):
                 m.d.comb += [self.chunk_asks.eq(1), self.chunk_waits.eq(1)]
                 with m.If(self.chunk_granted):
@@ -303,40 +307,51 @@ class Fetch(wiring.Component):
         due = Signal()
         rep_next = Signal()
         passed = self.passed
-        m.d.comb += [
-            due.eq(
-                Mux(
-                    self.next_listed,
-                    self.rep.chunk <= passed + (passed >> 2),
-                    (self.rep.chunk <= passed << 1) | (n_chunk_slots == PACE),
-                )
-            ),
-            rep_next.eq(self.rep_asks & (due | ~self.chunk_waits)),
-        ]
+        m.d.sync += due.eq(
+            Mux(
+                self.next_listed,
+                self.rep.chunk <= passed + (passed >> 2),
+                (self.rep.chunk <= passed << 1) | (n_chunk_slots == PACE),
+            )
+        )
+        m.d.comb += rep_next.eq(self.rep_asks & (due | ~self.chunk_waits))
         with m.If(self.rep_granted):
             m.d.sync += n_chunk_slots.eq(0)
         with m.Elif(self.chunk_granted & (n_chunk_slots != PACE)):
             m.d.sync += n_chunk_slots.eq(n_chunk_slots + 1)
 
-        # The slot to allocate: whose it is, what it holds.
-        asked = Signal(self.chunk.shape())
-        failed = Signal()
+        # What the slot would hold, a cycle late: allocations are three cycles apart at least, so who
+        # asks has taken note of the one before.
+        offered = Signal()
+        for_representatives = Signal()
+        asked = Signal(self.chunk.shape(), reset_less=True)
         rest_fits = Signal()
+
+        def fits(request):
+            return request.left <= self.buffer_tokens
+
+        m.d.sync += [
+            offered.eq(rep_next | self.chunk_asks),
+            for_representatives.eq(rep_next),
+            asked.eq(Mux(rep_next, self.rep, self.chunk)),
+            rest_fits.eq(Mux(rep_next, fits(self.rep), fits(self.chunk))),
+        ]
+
+        # The slot to allocate.
+        failed = Signal()
         slot = Signal(slot_shape)
         m.d.comb += [
-            asked.eq(Mux(rep_next, self.rep, self.chunk)),
             failed.eq(self.failed.bit_select(asked.context, 1)),
-            rest_fits.eq(asked.left <= self.buffer_tokens),
             self.granted.eq(Mux(rest_fits, asked.left, self.buffer_tokens)),
             self.ends_chunk.eq(rest_fits | failed),
             self.ends_job.eq((rest_fits & asked.job_last) | failed),
-            self.rep_granted.eq(allocate & rep_next),
-            self.chunk_granted.eq(allocate & ~rep_next),
-            slot.representative.eq(rep_next),
+            self.rep_granted.eq(allocate & for_representatives),
+            self.chunk_granted.eq(allocate & ~for_representatives),
+            slot.representative.eq(for_representatives),
             slot.context.eq(asked.context),
             slot.chunk.eq(asked.chunk),
             slot.n_tokens.eq(self.granted),
-            slot.all.eq(rep_next | self.scan.start.payload.every),
+            slot.all.eq(for_representatives | self.scan.start.payload.every),
             slot.job_last.eq(self.ends_job),
             slots.w_data.eq(slot),
             slots.w_en.eq(allocate),
@@ -344,7 +359,7 @@ class Fetch(wiring.Component):
             self.slot.payload.eq(slots.r_data),
             slots.r_en.eq(self.slot.ready),
             self.allocated.valid.eq(allocate),
-            self.allocated.representative.eq(rep_next),
+            self.allocated.representative.eq(for_representatives),
         ]
 
         # The slot whose commands are issued.
@@ -360,26 +375,42 @@ class Fetch(wiring.Component):
         with m.If(allocate):
             m.d.sync += [
                 current.eq(asked),
-                representative.eq(rep_next),
+                representative.eq(for_representatives),
                 n_tokens.eq(self.granted),
                 chunk_last.eq(self.ends_chunk),
-                of_representatives.bit_select(index, 1).eq(rep_next),
+                of_representatives.bit_select(index, 1).eq(for_representatives),
             ]
 
+        # A command, and a cycle later its address: a sum of 64 bits.
         base, offset = Signal(64), Signal(64)
         command = Signal(command_shape)
+        made = Signal()
+        made_base, made_offset = Signal(64, reset_less=True), Signal(64, reset_less=True)
+        made_command = Signal(command_shape, reset_less=True)
+        complete = Signal(command_shape)
+        step = Signal()
         issue = Signal()
         issued = Signal()
         attend, route = self.attend.payload.descriptor, self.route.payload.descriptor
         m.d.comb += [
-            issued.eq(issue & commands.w_rdy & ~self.load_cmd.valid),
-            self.load_cmd.ready.eq(commands.w_rdy),
-            commands.w_en.eq(issue | self.load_cmd.valid),
-            commands.w_data.eq(command),
+            step.eq(~made | commands.w_rdy),
+            issued.eq(issue & step & ~self.load_cmd.valid),
+            self.load_cmd.ready.eq(step),
+            complete.eq(made_command),
+            complete.addr.eq(made_base + made_offset),
+            commands.w_en.eq(made),
+            commands.w_data.eq(complete),
             self.cmd.valid.eq(commands.r_rdy),
             self.cmd.payload.eq(commands.r_data),
             commands.r_en.eq(self.cmd.ready),
         ]
+        with m.If(step):
+            m.d.sync += [
+                made.eq(issue | self.load_cmd.valid),
+                made_base.eq(base),
+                made_offset.eq(offset),
+                made_command.eq(command),
+            ]
 
         def issue_read(channel, target, address, distance, n_beats):
             m.d.comb += [
@@ -397,12 +428,10 @@ class Fetch(wiring.Component):
         row_beats = self.beats(n_tokens, self.head_dim)
         with m.FSM(name="slots"):
             with m.State("ALLOCATE"):
-                m.d.comb += allocate.eq(
-                    (rep_next | self.chunk_asks) & ~used.bit_select(index, 1)
-                )
+                m.d.comb += allocate.eq(offered & ~used.bit_select(index, 1))
                 with m.If(allocate):
                     m.next = "SCALES"
-                    with m.If(~rep_next & asked.first & attend.checksum[0]):
+                    with m.If(~for_representatives & asked.first & attend.checksum[0]):
                         m.next = "CHECKSUM"
             with m.State("CHECKSUM"):
                 issue_read(
@@ -444,7 +473,6 @@ class Fetch(wiring.Component):
                     m.next = "ALLOCATE"
 
         m.d.comb += [
-            command.addr.eq(base + offset),
             command.tag.context.eq(current.context),
             command.tag.slot.eq(index),
             command.tag.representative.eq(representative),
@@ -457,7 +485,8 @@ class Fetch(wiring.Component):
             m.d.comb += [
                 command.eq(0),
                 command.id.eq(Channel.CONTROL),
-                command.addr.eq(load.addr),
+                base.eq(load.addr),
+                offset.eq(0),
                 command.n_beats.eq(load.n_beats),
                 command.tag.target.eq(load.target),
                 command.tag.context.eq(load.context),
@@ -466,6 +495,7 @@ class Fetch(wiring.Component):
             self.attend.valid
             | self.route.valid
             | self.load_cmd.valid
+            | made
             | commands.r_rdy
             | (used != 0)
         )

@@ -86,6 +86,7 @@ class ChunkScan(wiring.Component):
         job = Signal(self.start.payload.shape(), reset_less=True)
         scanning = Signal()  # a job's last item is not in the queue
         naming = Signal()  # chunks are left to name
+        left = Signal(range(MAX_TOKENS + 1), reset_less=True)  # chunks to name, with this one
         chunk = Signal(range(MAX_TOKENS), reset_less=True)
         token = Signal(range(MAX_TOKENS), reset_less=True)
         named = Signal()
@@ -96,8 +97,12 @@ class ChunkScan(wiring.Component):
             self.start.ready.eq(~scanning),
         ]
         with m.If(named):
-            m.d.sync += [chunk.eq(chunk + 1), token.eq(token + job.chunk_tokens)]
-        with m.If(self.stop | (named & (chunk == job.n_chunks - 1))):
+            m.d.sync += [
+                left.eq(left - 1),
+                chunk.eq(chunk + 1),
+                token.eq(token + job.chunk_tokens),
+            ]
+        with m.If(self.stop | (named & (left == 1))):
             m.d.sync += naming.eq(0)
 
         _, named_s1, named_s2 = delay_line(m, named, 2, name="named", reset_less=False)
@@ -132,6 +137,7 @@ class ChunkScan(wiring.Component):
                 job.eq(self.start.payload),
                 scanning.eq(1),
                 naming.eq(1),
+                left.eq(self.start.payload.n_chunks),
                 chunk.eq(0),
                 token.eq(0),
             ]

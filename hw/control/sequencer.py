@@ -190,12 +190,15 @@ class Sequencer(wiring.Component):
         return m
 
     def job_of(self, m, context, name):
-        """Return the job of ``context``, which is a signal."""
+        """Return a register that holds the job of ``context``, from its second cycle on.
+
+        A descriptor is wide: what a stage does with it must not begin with the choice among jobs.
+        """
         job = Signal(frontend_job_layout(), name=name)
         with m.Switch(context):
             for index, held in enumerate(self.jobs):
                 with m.Case(index):
-                    m.d.comb += job.eq(held)
+                    m.d.sync += job.eq(held)
         return job
 
     def flag(self, m, flags, context):
@@ -238,7 +241,7 @@ class Sequencer(wiring.Component):
     def load_stage(self, m):
         """Take a job into the next context; load its selection and queries; empty its rows."""
         context = self.load_context
-        job = self.job_of(m, context, "load_job")
+        job = Signal(frontend_job_layout(), name="load_job")
         descriptor = job.descriptor
         word_bits = exact_log2(self.bus_bytes)
 
@@ -288,6 +291,7 @@ class Sequencer(wiring.Component):
                 ]
                 m.d.sync += [cleared.eq(0), complete.eq(0)]
                 with m.If(self.job.valid & self.job.ready):
+                    m.d.sync += job.eq(self.job.payload)
                     for index, held in enumerate(self.jobs):
                         with m.If(context == index):
                             m.d.sync += held.eq(self.job.payload)
@@ -365,7 +369,7 @@ class Sequencer(wiring.Component):
         def advance():
             self.flag(m, self.listed, context)
             m.d.sync += context.eq(context + 1)
-            m.next = "IDLE"
+            m.next = "TURN"
 
         routing = Signal()
         selecting = Signal()
@@ -373,6 +377,8 @@ class Sequencer(wiring.Component):
         others = Signal()
         m.d.comb += others.eq((self.occupied & ~self.attended & ~(1 << context)) != 0)
         with m.FSM(name="route"):
+            with m.State("TURN"):
+                m.next = "IDLE"  # with the job of the next context
             with m.State("IDLE"):
                 with m.If(bit(self.issued) & ~bit(self.listed)):
                     with m.If(bit(self.idle) | (job.descriptor.selection == Selection.ALL)):
@@ -416,6 +422,8 @@ class Sequencer(wiring.Component):
         ]
         attending = Signal()
         with m.FSM(name="attend"):
+            with m.State("TURN"):
+                m.next = "IDLE"  # with the job of the next context
             with m.State("IDLE"):
                 with m.If(
                     self.listed.bit_select(context, 1) & ~self.fetched.bit_select(context, 1)
@@ -427,6 +435,7 @@ class Sequencer(wiring.Component):
                         self.flag(m, self.fetched, context)
                         self.flag(m, self.attended, context)
                         m.d.sync += context.eq(context + 1)
+                        m.next = "TURN"
                     with m.Else():
                         m.next = "CHUNKS"
             with m.State("CHUNKS"):
@@ -434,7 +443,7 @@ class Sequencer(wiring.Component):
                 with m.If(self.attend.ready):
                     self.flag(m, self.fetched, context)
                     m.d.sync += context.eq(context + 1)
-                    m.next = "IDLE"
+                    m.next = "TURN"
         with m.If(self.none):
             self.flag(m, self.attended, context)
         with m.If(self.merged.valid):
@@ -455,12 +464,22 @@ class Sequencer(wiring.Component):
             payload.select.eq(written & (job.descriptor.write_selection != 0)),
             payload.sequence.eq(job.sequence),
             payload.completion_addr.eq(job.completion_addr),
-            self.result_code.eq(job.code),
-            self.result_error_addr.eq(job.error_addr),
         ]
+        # Errors may still come, and count at once.
+        with m.Switch(context):
+            for index, held in enumerate(self.jobs):
+                with m.Case(index):
+                    m.d.comb += [
+                        self.result_code.eq(held.code),
+                        self.result_error_addr.eq(held.error_addr),
+                    ]
         taken = Signal()
+        turning = Signal()  # the job of the next context is on its way to the register
+        m.d.sync += turning.eq(self.released)
         m.d.comb += self.results.valid.eq(
-            (self.occupied & self.attended & self.ready).bit_select(context, 1) & ~taken
+            (self.occupied & self.attended & self.ready).bit_select(context, 1)
+            & ~taken
+            & ~turning
         )
         with m.If(self.results.valid & self.results.ready):
             m.d.sync += taken.eq(1)

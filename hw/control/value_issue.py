@@ -2,7 +2,7 @@
 
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFO
+from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
@@ -15,7 +15,8 @@ from moska.hw.control.score_issue import SCORE_BANKS, block_layout
 class ValueIssue(wiring.Component):
     """Issue one beat a cycle of each scored block; address the value buffer and the V scales.
 
-    A block starts when its scores are complete and its values are in the buffer. Its last token
+    A block starts when its scores are complete and its values are in the buffer, two cycles after
+    it came at the earliest. Its last token
     waits until the drain has released the value array's shadow registers from the block before.
 
     Members
@@ -85,7 +86,9 @@ class ValueIssue(wiring.Component):
         m = Module()
 
         shape = self.block.payload.shape()
-        m.submodules.blocks = blocks = SyncFIFO(width=shape.size, depth=SCORE_BANKS + 1)
+        m.submodules.blocks = blocks = SyncFIFOBuffered(
+            width=shape.size, depth=SCORE_BANKS + 1
+        )
         block = Signal(shape)
         m.d.comb += [
             blocks.w_en.eq(self.block.valid),
@@ -116,7 +119,7 @@ class ValueIssue(wiring.Component):
             token_end.eq(go & (beat == self.fold - 1)),
             block_end.eq(token_end & last_token),
             blocks.r_en.eq(block_end),
-            self.busy.eq(blocks.r_rdy),
+            self.busy.eq(blocks.level != 0),
             position.eq(Mux(block.slot_first & (in_block == 0), 0, token)),
         ]
         with m.If(go):

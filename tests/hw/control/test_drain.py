@@ -25,16 +25,19 @@ class Run:
         self.delay = delay
         self.rng = random.Random(seed)
         self.steps = []  # (cycle, block, row, word, last)
-        self.releases = []  # (block, steps of it that remain)
-        self.done = []  # (block, table, steps of it that remain)
+        # What came in the cycle after a step: (block, steps of it that remain after that step).
+        self.releases = []
+        self.done = []
         self.jobs = []  # (block, steps of it that remain)
 
     async def bench(self, ctx):
         dut, rng = self.dut, self.rng
         offered = n_captured = n_released = taken = in_block = cycle = 0
         hold = 0
+        before = None  # the step of the cycle before: (block, steps of it that remain)
         remain = [n_rows * dut.n_words for n_rows, *_ in self.blocks]
-        while any(remain):
+        lookup = {}  # rows by table; a block is accepted when no row of its table is to be asked for
+        while any(remain) or before:
             if offered < len(self.blocks):
                 names = "n_rows", "table", "tile_last", "job_last"
                 ctx.set(dut.block.payload, dict(zip(names, self.blocks[offered], strict=True)))
@@ -48,38 +51,41 @@ class Run:
             blocked = rng.random() < self.hazard
             ctx.set(dut.hazard, int(blocked))
 
-            position, word = ctx.get(dut.position), ctx.get(dut.word)
-            if in_block < len(self.blocks):
-                rows = self.tables[in_block]
-                ctx.set(dut.row, rows[position] if position < len(rows) else 0)
+            table, position = ctx.get(dut.table), ctx.get(dut.position)
+            rows = lookup.get(table, [])
+            ctx.set(dut.row, rows[position] if position < len(rows) else 0)
             step = ctx.get(dut.step)
+            word = step.word
             release, table_done = ctx.get(dut.release), ctx.get(dut.table_done)
             accepted = ctx.get(dut.block.valid) and ctx.get(dut.block.ready)
             if step.valid:
                 assert in_block < n_captured, "a step before its block is captured"
                 assert not (blocked and word == 0), "a row started in spite of its hazard"
-                assert ctx.get(dut.table) == self.blocks[in_block][1]
                 assert ctx.get(dut.busy)
                 remain[in_block] -= 1
                 self.steps.append((cycle, in_block, step.row, step.word, step.last))
             elif in_block < n_captured and word:
                 raise AssertionError("a row was interrupted")
             if release:
-                assert step.valid
-                self.releases.append((in_block, remain[in_block]))
+                assert before, "a release must follow a step"
+                self.releases.append(before)
                 n_released += 1
             if table_done:
-                assert step.valid
-                self.done.append((in_block, ctx.get(dut.table), remain[in_block]))
+                assert before, "the end of a tile must follow a step"
+                self.done.append(before)
             if ctx.get(dut.job_done):
                 assert step.valid
                 self.jobs.append((in_block, remain[in_block]))
-            if step.valid and remain[in_block] == 0:
-                in_block += 1
+            before = None
+            if step.valid:
+                before = in_block, remain[in_block]
+                assert ctx.get(dut.block_row) == self.tables[in_block].index(step.row)
+                in_block += remain[in_block] == 0
             await ctx.tick()
             cycle += 1
             n_captured += captured
             if accepted:
+                lookup[self.blocks[offered][1]] = self.tables[offered]
                 taken += 1
                 offered += 1
         assert not ctx.get(dut.busy)
@@ -99,10 +105,10 @@ def drain(query_tile, n_words, slack):
 def random_blocks(query_tile, count, seed):
     rng = random.Random(seed)
     blocks = []
-    for _ in range(count):
+    for index in range(count):
         tile_last = rng.randint(0, 1)
         job_last = tile_last & rng.randint(0, 1)
-        blocks.append((rng.randint(1, query_tile), rng.randrange(N_TABLES), tile_last, job_last))
+        blocks.append((rng.randint(1, query_tile), index % N_TABLES, tile_last, job_last))
     tables = [rng.sample(range(N_CONTEXTS * MAX_ROWS), n_rows) for n_rows, *_ in blocks]
     return blocks, tables
 
@@ -125,11 +131,11 @@ def test_order_release_and_ends(query_tile, n_words, slack, hazard, delay):
     ]
     # As early as the next block may be captured: each further row adds one to the slack.
     assert run.releases == [
-        (index, min(n_rows * n_words - 1, slack + n_rows - 1))
+        (index, min(n_rows * n_words - 1, slack + n_rows))
         for index, (n_rows, *_) in enumerate(blocks)
     ]
     assert run.done == [
-        (index, table, 0) for index, (_, table, tile_last, _) in enumerate(blocks) if tile_last
+        (index, 0) for index, (*_, tile_last, _) in enumerate(blocks) if tile_last
     ]
     assert run.jobs == [(index, 0) for index, block in enumerate(blocks) if block[3]]
 

@@ -319,8 +319,14 @@ class SlotPath(wiring.Component):
 
         sizes, gather = self.sizes, self.gather
         m.submodules.gather = gather
+        # A round of the selector as long as a slot: keys of two tiles never meet in it.
         m.submodules.score_issue = score_issue = ScoreIssue(
-            fold=1, buffer_slots=16, n_lanes=sizes["query_tile"], n_contexts=2, **sizes
+            fold=1,
+            buffer_slots=16,
+            n_lanes=sizes["query_tile"],
+            select_width=sizes["buffer_tokens"],
+            n_contexts=2,
+            **sizes,
         )
         m.submodules.value_issue = value_issue = ValueIssue(
             fold=1,
