@@ -28,6 +28,7 @@ from migen import ClockDomain, ClockSignal, Instance, Record, ResetSignal, Signa
 from moska.fpga import link, map, quiesce
 from moska.gen import emit
 from moska.gen.config import Config
+from moska.gen.readable import hide_zeros
 
 NAME = "ulx3s"  # of the Verilog module
 CLOCK_HZ = 50_000_000
@@ -240,7 +241,7 @@ class SoC(SoCCore):
     def add_unit(self, config, resetting, interrupt):
         """Add the unit, with the gate that a reset goes through."""
         top = emit.Top(emit.unit(config))
-        self.sources["moska.v"] = emit.convert(top, top.ports())
+        self.sources["moska.v"] = hide_zeros(emit.convert(top, top.ports()))
         self.sources["quiesce.v"] = quiesce.verilog(
             data_width=MEMORY_WIDTH, id_width=READ_ID_WIDTH
         )

@@ -38,6 +38,14 @@ def settled(body: str) -> str:
     return body
 
 
+def hide_zeros(verilog: str) -> str:
+    """Let synthesis not see the loops that set memories to zero.
+
+    yosys makes a cell of each word; memories of an FPGA start with zeros anyway.
+    """
+    return ZERO_LOOP.sub(lambda match: f"`ifndef SYNTHESIS\n{match[0]}`endif\n", verilog)
+
+
 def readable(verilog: str, header: str) -> str:
     """Return the Verilog of :func:`moska.gen.emit.convert` for readers and all simulators.
 
@@ -68,8 +76,7 @@ def readable(verilog: str, header: str) -> str:
     if not tools:
         raise ValueError("verilog must begin with the line that names its tools")
     text = MODULE.sub(lambda match: settled(match[0]), verilog[tools.end() :].lstrip("\n"))
-    # yosys makes a cell of each word that the loop sets; memories of an FPGA start with zeros.
-    text = ZERO_LOOP.sub(lambda match: f"`ifndef SYNTHESIS\n{match[0]}`endif\n", text)
+    text = hide_zeros(text)
     text = PORT_LIST.sub(port_list, text)
     text = INSTANCE.sub(lambda match: match[1] + names.get(match[2], match[2]), text)
     comment = "\n".join(f"// {line}".rstrip() for line in header.splitlines())

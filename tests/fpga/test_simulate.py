@@ -23,6 +23,13 @@ TINY_GROUP = pytest.mark.xdist_group("soc-tiny")  # its program is built once
 ULX3S_GROUP = pytest.mark.xdist_group("soc-ulx3s")
 
 
+def processor_seconds(board):
+    """Time that the simulator has had a processor."""
+    with open(f"/proc/{board.process.pid}/stat", encoding="ascii") as file:
+        fields = file.read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @ULX3S_GROUP
 def test_the_ladder_at_the_size_of_the_board():
     """64 rows x 2,048 tokens of a real model, dense and routed, on the unit of the ULX3S."""
@@ -45,13 +52,13 @@ def test_speed():
         SimulatedBoard(Config.load("ulx3s")) as board,
         socket.create_connection(("127.0.0.1", board.port)) as link,
     ):
-        started = time.monotonic()
+        before = processor_seconds(board)
         for _ in range(rounds):
             link.sendall(b"?")
             assert link.recv(100)[2] == frame.Status.REJECTED
-        rate = rounds * SIMULATED_GAP_CYCLES / (time.monotonic() - started)
-    print(f"{rate:,.0f} cycles a second")
-    assert rate > 20_000
+        rate = rounds * SIMULATED_GAP_CYCLES / (processor_seconds(board) - before)
+    print(f"{rate:,.0f} cycles a second of one processor")
+    assert rate > 50_000
 
 
 @TINY_GROUP
@@ -69,16 +76,13 @@ def test_nothing_stays_behind():
 def test_an_idle_board_costs_nothing():
     with SimulatedBoard(TINY) as board:
         time.sleep(3)
-
-        def used():
-            with open(f"/proc/{board.process.pid}/stat") as file:
-                return sum(int(field) for field in file.read().rsplit(")", 1)[1].split()[11:13])
-
-        before = used()
+        before = processor_seconds(board)
         time.sleep(1)
-        assert used() - before <= 2  # hundredths of a second
+        assert processor_seconds(board) - before <= 0.02
 
 
+# pyserial leaves a socket that the other end has reset to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @TINY_GROUP
 def test_a_killed_simulator_is_a_cut_link():
     with contextlib.closing(SocTransport(TINY)) as link:
