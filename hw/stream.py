@@ -1,4 +1,4 @@
-"""Stream helpers: packing narrow payloads into bus words."""
+"""Stream helpers: packing narrow payloads into bus words, and a register slice."""
 
 from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
@@ -54,5 +54,52 @@ class Packer(wiring.Component):
             m.d.sync += [kept.eq(word), count.eq(count + 1)]
             with m.If(complete):
                 m.d.sync += [self.o.payload.eq(word), self.o.valid.eq(1), kept.eq(0), count.eq(0)]
+
+        return m
+
+
+class RegisterSlice(wiring.Component):
+    """Cut a stream's paths in both directions: outputs, ``i.ready`` too, come from registers.
+
+    Latency 1 cycle, one payload a cycle. Holds two payloads: ``spare`` takes the one that comes
+    when ``o`` has to stay.
+
+    Parameters
+    ----------
+    shape : ShapeLike
+        of the payload
+
+    Members
+    -------
+    i : :py:`In(stream.Signature(shape))`
+    o : :py:`Out(stream.Signature(shape))`
+
+    """
+
+    latency = 1
+
+    def __init__(self, shape):
+        super().__init__(
+            {"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))}
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+
+        shape = self.i.payload.shape()
+        head = Signal(shape, reset_less=True)
+        spare = Signal(shape, reset_less=True)
+        spare_valid = Signal()
+        m.d.comb += [self.i.ready.eq(~spare_valid), self.o.payload.eq(head)]
+        with m.If(~spare_valid):
+            m.d.sync += spare.eq(self.i.payload)
+        with m.If(~self.o.valid | self.o.ready):
+            m.d.sync += [
+                head.eq(Mux(spare_valid, spare, self.i.payload)),
+                self.o.valid.eq(spare_valid | self.i.valid),
+                spare_valid.eq(0),
+            ]
+        with m.Elif(self.i.valid):
+            m.d.sync += spare_valid.eq(1)
 
         return m
