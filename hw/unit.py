@@ -410,14 +410,13 @@ class Unit(wiring.Component):
             width=self.select_width,
             n_lanes=self.n_lanes,
         )
-        # Lists of a context each: one job is selected while another one's rows are listed.
-        self.inverters = []
-        for context in range(self.contexts):
-            inverter = Inverter(
-                max_rows=self.max_rows, max_chunks=self.max_chunks, width=self.select_width
-            )
-            m.submodules[f"inverter_{context}"] = inverter
-            self.inverters.append(inverter)
+        # One job is selected while another one's rows are listed.
+        m.submodules.inverter = self.inverter = Inverter(
+            n_contexts=self.contexts,
+            max_rows=self.max_rows,
+            max_chunks=self.max_chunks,
+            width=self.select_width,
+        )
 
         tag_shape = key_tag_layout(max_rows=self.max_rows, max_chunks=self.max_chunks)
         m.submodules.key_tags = key_tags = SyncFIFO(width=tag_shape.size, depth=KEY_TAGS)
@@ -699,56 +698,25 @@ class Unit(wiring.Component):
         ]
 
     def lists(self, m):
-        """Connect each inverter to who uses its context."""
-        sequencer, gather, results = self.sequencer, self.gather, self.results
-        load, selector, fetch = self.load, self.selector, self.fetch
-
-        # The lists are complete when the inverter has taken the last word and written it.
-        word = selector.o
-        m.d.comb += sequencer.selected.eq(
-            delayed(
-                m, word.valid & word.ready & word.payload.last, 4, name="selected"
-            )
-        )
-        for context, inverter in enumerate(self.inverters):
-            m.d.comb += [
-                inverter.i.payload.eq(selector.o.payload),
-                inverter.load.payload.eq(load.selection.payload),
-                inverter.wanted_chunk.eq(fetch.wanted_chunk),
-                inverter.rows_cmd.payload.eq(gather.rows_cmd.payload),
-                inverter.vector_cmd.payload.eq(results.vector_cmd.payload),
-            ]
-            with m.If(sequencer.select_context == context):
-                m.d.comb += [
-                    inverter.i.valid.eq(selector.o.valid),
-                    selector.o.ready.eq(inverter.i.ready),
-                ]
-            with m.If(load.selection_context == context):
-                m.d.comb += [
-                    inverter.load.valid.eq(load.selection.valid),
-                    load.selection.ready.eq(inverter.load.ready),
-                ]
-            with m.If(sequencer.attend_context == context):
-                m.d.comb += fetch.wanted.eq(inverter.wanted)
-            with m.If(gather.rows_cmd_context == context):
-                m.d.comb += [
-                    inverter.rows_cmd.valid.eq(gather.rows_cmd.valid),
-                    gather.rows_cmd.ready.eq(inverter.rows_cmd.ready),
-                ]
-            with m.If(gather.rows_context == context):
-                m.d.comb += [
-                    gather.rows.valid.eq(inverter.rows.valid),
-                    gather.rows.payload.eq(inverter.rows.payload),
-                    inverter.rows.ready.eq(gather.rows.ready),
-                ]
-            with m.If(results.vector_context == context):
-                m.d.comb += [
-                    inverter.vector_cmd.valid.eq(results.vector_cmd.valid),
-                    results.vector_cmd.ready.eq(inverter.vector_cmd.ready),
-                    results.vector.valid.eq(inverter.vector.valid),
-                    results.vector.payload.eq(inverter.vector.payload),
-                    inverter.vector.ready.eq(results.vector.ready),
-                ]
+        """Connect the inverter to who uses it, each with its context."""
+        inverter, sequencer, fetch = self.inverter, self.sequencer, self.fetch
+        load, gather, results = self.load, self.gather, self.results
+        wiring.connect(m, selector=self.selector.o, inverter=inverter.i)
+        wiring.connect(m, load=load.selection, inverter=inverter.load)
+        wiring.connect(m, gather=gather.rows_cmd, inverter=inverter.rows_cmd)
+        wiring.connect(m, inverter=inverter.rows, gather=gather.rows)
+        wiring.connect(m, results=results.vector_cmd, inverter=inverter.vector_cmd)
+        wiring.connect(m, inverter=inverter.vector, results=results.vector)
+        m.d.comb += [
+            inverter.i_context.eq(sequencer.select_context),
+            inverter.load_context.eq(load.selection_context),
+            inverter.wanted_context.eq(sequencer.attend_context),
+            inverter.rows_context.eq(gather.rows_cmd_context),
+            inverter.vector_context.eq(results.vector_context),
+            inverter.wanted_chunk.eq(fetch.wanted_chunk),
+            fetch.wanted.eq(inverter.wanted),
+            sequencer.selected.eq(inverter.stored),
+        ]
 
     def register_side(self, m):
         """Connect registers, windows, counters and the interrupt."""

@@ -301,13 +301,14 @@ class SlotPath(wiring.Component):
             "n_tables": n_tables,
         }
         self.gather = QueryGather(head_dim=64, fold=1, n_contexts=2, **self.sizes)
-        self.inverters = [
-            Inverter(max_rows=max_rows, max_chunks=max_chunks, width=8) for _ in range(2)
-        ]
+        self.inverter = Inverter(
+            n_contexts=2, max_rows=max_rows, max_chunks=max_chunks, width=8
+        )
         super().__init__(
             {
                 "slot": In(stream.Signature(self.gather.slot.payload.shape())),
-                "load": In(stream.Signature(load_layout(max_rows, max_chunks))).array(2),
+                "load": In(stream.Signature(load_layout(max_rows, max_chunks))),
+                "load_context": In(1),
                 "active": Out(1),
                 "score_done": Out(1),
                 "job_done": Out(1),
@@ -324,8 +325,8 @@ class SlotPath(wiring.Component):
             fold=1,
             buffer_slots=16,
             n_lanes=sizes["query_tile"],
-            select_width=sizes["buffer_tokens"],
             n_contexts=2,
+            select_width=sizes["query_tile"],
             **sizes,
         )
         m.submodules.value_issue = value_issue = ValueIssue(
@@ -343,21 +344,14 @@ class SlotPath(wiring.Component):
             n_tables=sizes["n_tables"],
             slack=CAPTURED - 8,
         )
-        for context, inverter in enumerate(self.inverters):
-            m.submodules[f"inverter_{context}"] = inverter
-            wiring.connect(m, wiring.flipped(self.load[context]), inverter.load)
-            m.d.comb += inverter.rows_cmd.payload.eq(gather.rows_cmd.payload)
-            with m.If(gather.rows_cmd_context == context):
-                m.d.comb += [
-                    inverter.rows_cmd.valid.eq(gather.rows_cmd.valid),
-                    gather.rows_cmd.ready.eq(inverter.rows_cmd.ready),
-                ]
-            with m.If(gather.rows_context == context):
-                m.d.comb += [
-                    gather.rows.valid.eq(inverter.rows.valid),
-                    gather.rows.payload.eq(inverter.rows.payload),
-                    inverter.rows.ready.eq(gather.rows.ready),
-                ]
+        m.submodules.inverter = inverter = self.inverter
+        wiring.connect(m, wiring.flipped(self.load), inverter.load)
+        wiring.connect(m, gather.rows_cmd, inverter.rows_cmd)
+        wiring.connect(m, inverter.rows, gather.rows)
+        m.d.comb += [
+            inverter.load_context.eq(self.load_context),
+            inverter.rows_context.eq(gather.rows_cmd_context),
+        ]
         wiring.connect(m, wiring.flipped(self.slot), gather.slot)
         wiring.connect(m, gather.tile, score_issue.tile)
         wiring.connect(m, score_issue.block, value_issue.block)
@@ -426,7 +420,8 @@ def run_path(lists, *, n_tables=8, query_tile=16, n_tokens=32, max_rows=64):
 
     async def bench(ctx):
         for context in range(2):
-            await put(dut.load[context], loads[context])(ctx)
+            ctx.set(dut.load_context, context)
+            await put(dut.load, loads[context])(ctx)
 
         await ctx.tick()
         given = cycle = done = in_use = 0

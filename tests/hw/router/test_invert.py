@@ -12,7 +12,14 @@ from moska.golden.router import invert
 from moska.hw.router.invert import Inverter, row_word_bits
 from moska.sim.bench import check_hold, get, put, simulate
 
-SIZES = [(16, 16, 8), (64, 64, 16), (128, 32, 8), (2, 2, 2), (64, 8, 8)]
+SIZES = [
+    (1, 16, 16, 8),
+    (4, 64, 64, 16),
+    (2, 128, 32, 8),
+    (1, 2, 2, 2),
+    (2, 2, 2, 2),
+    (2, 64, 8, 8),
+]
 
 
 def words_of(selected, width):
@@ -98,18 +105,38 @@ async def read_lists(dut, ctx, commands, rng, idle, stall):
     return lists
 
 
+async def store(dut, ctx, selected, *, load=False, idle=0.0, seed=0):
+    """Store a selection, until it may be asked for."""
+    if load:
+        await put(dut.load, loads_of(dut, selected), idle=idle, seed=seed)(ctx)
+        return
+    await put(dut.i, words_of(selected, dut.width), idle=idle, seed=seed)(ctx)
+    for _ in range(8):
+        if ctx.get(dut.stored):
+            return
+        await ctx.tick()
+    pytest.fail("the selection is not stored")
+
+
 def check(dut, selections, *, seed, idle=0.0, stall=0.0, load=False):
-    """Store each selection in turn, then compare union, lists and raw words with golden."""
+    """Store the selections, a few contexts' at a time; compare each with golden.
+
+    Union, lists and raw words.
+    """
     rng = random.Random(seed)
 
     async def bench(ctx):
         for index, selected in enumerate(selections):
+            if index % dut.n_contexts == 0:
+                group = selections[index : index + dut.n_contexts]
+                for context, other in enumerate(group):
+                    ctx.set(dut.i_context, context)
+                    ctx.set(dut.load_context, context)
+                    await store(dut, ctx, other, load=load, idle=idle, seed=seed)
+            for port in (dut.wanted_context, dut.rows_context, dut.vector_context):
+                ctx.set(port, index % dut.n_contexts)
             where = f"seed {seed}, selection {index} of shape {selected.shape}"
             n_rows, n_chunks = selected.shape
-            if load:
-                await put(dut.load, loads_of(dut, selected), idle=idle, seed=seed)(ctx)
-            else:
-                await put(dut.i, words_of(selected, dut.width), idle=idle, seed=seed)(ctx)
             golden = {chunk: rows.tolist() for chunk, rows in invert(selected)}
 
             wanted = []
@@ -144,11 +171,11 @@ def check(dut, selections, *, seed, idle=0.0, stall=0.0, load=False):
 
 @pytest.mark.parametrize("load", [False, True])
 @pytest.mark.parametrize(("idle", "stall"), [(0.0, 0.0), (0.4, 0.5)])
-@pytest.mark.parametrize(("max_rows", "max_chunks", "width"), SIZES)
-def test_matches_golden(max_rows, max_chunks, width, idle, stall, load):
+@pytest.mark.parametrize(("n_contexts", "max_rows", "max_chunks", "width"), SIZES)
+def test_matches_golden(n_contexts, max_rows, max_chunks, width, idle, stall, load):
     seed = max_rows + max_chunks
     rng = np.random.default_rng(seed)
-    dut = Inverter(max_rows=max_rows, max_chunks=max_chunks, width=width)
+    dut = Inverter(n_contexts=n_contexts, max_rows=max_rows, max_chunks=max_chunks, width=width)
     selections = [rng.random((max_rows, max_chunks)) < 0.5]
     for density in (0.03, 0.25, 1.0):
         n_rows = int(rng.integers(1, max_rows, endpoint=True))
@@ -161,7 +188,7 @@ def test_matches_golden(max_rows, max_chunks, width, idle, stall, load):
 
 def test_list_rate():
     """First row after `latency`, then a row a cycle, a cycle for each empty row word and list."""
-    dut = Inverter(max_rows=256, max_chunks=4, width=4)
+    dut = Inverter(n_contexts=1, max_rows=256, max_chunks=4, width=4)
     rng = np.random.default_rng(3)
     selected = rng.random((256, 4)) < 0.5
     selected[:, 1] = np.arange(256) % 32 == 5  # one row in every row word
@@ -171,7 +198,7 @@ def test_list_rate():
     start = []
 
     async def bench(ctx):
-        await put(dut.i, words_of(selected, 4))(ctx)
+        await store(dut, ctx, selected)
         ctx.set(dut.rows.ready, 1)
         cycle = chunk = done = 0
         while done < 4:
@@ -196,14 +223,16 @@ def test_list_rate():
     # Row words 1 to 5 are empty; row 0 waits until row 200 is found, row 255 follows.
     assert times[2][2] - times[2][0] == 2
     assert times[2][0] - times[1][-1] <= 8
-    assert times[1][0] - times[0][-1] == 2
+    assert times[1][0] - times[0][-1] == 1
+    # Row 255 is in the last row word; that of the next list is read two cycles after it.
     assert times[3][0] - times[2][-1] == 2
 
 
 def test_write_rate():
     """A word a cycle; one cycle more where a row has one word only."""
-    for n_chunks, cycles in ((32, 64 * 4), (8, 64 * 2 - 2)):
-        dut = Inverter(max_rows=64, max_chunks=32, width=8)
+    # Two words wait at the input at the end.
+    for n_chunks, cycles in ((32, 64 * 4), (8, 64 * 2 - 4)):
+        dut = Inverter(n_contexts=1, max_rows=64, max_chunks=32, width=8)
         words = words_of(np.ones((64, n_chunks), dtype=bool), 8)
         taken = []
 
@@ -219,7 +248,7 @@ def test_write_rate():
 
         simulate(dut, bench)
         assert taken[-1] == cycles - 1
-    dut = Inverter(max_rows=64, max_chunks=32, width=8)
+    dut = Inverter(n_contexts=1, max_rows=64, max_chunks=32, width=8)
     loads = loads_of(dut, np.ones((64, 32), dtype=bool))
 
     async def load(ctx):
@@ -233,16 +262,15 @@ def test_write_rate():
 
 
 def test_vector_rate():
-    """Raw words one a cycle, `vector_latency` after the command, two cycles after the write."""
-    dut = Inverter(max_rows=128, max_chunks=8, width=4)
+    """Raw words one a cycle, `vector_latency` after the command."""
+    dut = Inverter(n_contexts=1, max_rows=128, max_chunks=8, width=4)
     selected = np.random.default_rng(5).random((128, 8)) < 0.5
     asked = [{"chunk": c, "row_word": w} for c in (7, *range(7)) for w in (3, 0, 1, 2)]
     expected = [vectors_of(dut, selected[:, a["chunk"]])[a["row_word"]] for a in asked]
     seen = []
 
     async def bench(ctx):
-        await put(dut.i, words_of(selected, 4))(ctx)
-        await ctx.tick()
+        await store(dut, ctx, selected)
         ctx.set(dut.vector.ready, 1)
         for cycle in range(len(asked) + dut.vector_latency):
             ctx.set(dut.vector_cmd.valid, int(cycle < len(asked)))
@@ -260,11 +288,61 @@ def test_vector_rate():
     assert seen == expected
 
 
+def test_contexts_at_once():
+    """Two contexts are written while a third one's lists and a fourth one's words are read."""
+    dut = Inverter(n_contexts=4, max_rows=64, max_chunks=32, width=8)
+    draw = np.random.default_rng(9)
+    selections = [draw.random((64, 32)) < density for density in (0.1, 0.5, 0.3, 0.1)]
+    chunks = draw.integers(0, 32, 60).tolist()
+    asked = [{"chunk": chunk, "row_word": word} for chunk in chunks for word in (1, 0)]
+    started, lists, vectors = [], [], []
+
+    async def read(ctx, context):
+        ctx.set(dut.rows_context, context)
+        commands = [{"chunk": chunk, "n_rows": 64, "all": 0} for chunk in chunks]
+        lists.append(await read_lists(dut, ctx, commands, random.Random(9), 0.0, 0.1))
+
+    async def list_rows(ctx):
+        for context in (2, 3):
+            ctx.set(dut.i_context, context)
+            await store(dut, ctx, selections[context])
+        ctx.set(dut.vector_context, 3)
+        started.append(True)
+        for context in (2, 0, 1):
+            await read(ctx, context)
+
+    async def wait(ctx):
+        while not started:
+            await ctx.tick()
+
+    async def write(ctx):
+        await wait(ctx)
+        ctx.set(dut.i_context, 0)
+        await store(dut, ctx, selections[0])
+
+    async def load(ctx):
+        await wait(ctx)
+        ctx.set(dut.load_context, 1)
+        await store(dut, ctx, selections[1], load=True)
+
+    async def read_vectors(ctx):
+        await wait(ctx)
+        await put(dut.vector_cmd, asked)(ctx)
+
+    take_vectors = get(dut.vector, vectors, len(asked), stall=0.2)
+    simulate(dut, list_rows, write, load, read_vectors, take_vectors)
+    for context, got in zip((2, 0, 1), lists, strict=True):
+        golden = {chunk: rows.tolist() for chunk, rows in invert(selections[context])}
+        assert got == [golden.get(chunk, []) for chunk in chunks], f"context {context}"
+    assert vectors == [vectors_of(dut, selections[3][:, a["chunk"]])[a["row_word"]] for a in asked]
+
+
 @pytest.mark.parametrize("size", [(64, 256, 16), (512, 2048, 64), (2, 2, 2)])
 def test_converts(size):
     max_rows, max_chunks, width = size
     start = time.monotonic()
-    rtlil.convert(Inverter(max_rows=max_rows, max_chunks=max_chunks, width=width), emit_src=False)
+    dut = Inverter(n_contexts=4, max_rows=max_rows, max_chunks=max_chunks, width=width)
+    rtlil.convert(dut, emit_src=False)
     assert time.monotonic() - start < 30
 
 
@@ -274,6 +352,8 @@ def test_row_word_bits():
 
 def test_rejects():
     with pytest.raises(ValueError, match="max_rows must be a power of two, at least 2, not 1"):
-        Inverter(max_rows=1, max_chunks=8, width=8)
+        Inverter(n_contexts=1, max_rows=1, max_chunks=8, width=8)
     with pytest.raises(ValueError, match="width must be a power of two, at least 2, not 12"):
-        Inverter(max_rows=8, max_chunks=24, width=12)
+        Inverter(n_contexts=1, max_rows=8, max_chunks=24, width=12)
+    with pytest.raises(ValueError, match="n_contexts must be a power of two, at least 1, not 3"):
+        Inverter(n_contexts=3, max_rows=8, max_chunks=8, width=8)
