@@ -65,9 +65,9 @@ class Fetch(wiring.Component):
     done in four fifths of a job of as many chunks and leaves a fifth for the selection. Without
     one there is no time to lose: two for one id, and at the latest after PACE chunk slots.
 
-    Loads go before the commands of slots, one in two cycles. A slot takes one cycle and one for each command, a
-    skipped chunk one. What the next slot would hold is chosen while the commands of the one before
-    it are issued, in the cycle before a slot is allocated at the latest.
+    Loads go before the commands of slots, one in two cycles. A slot takes one cycle and one for
+    each command, a skipped chunk one. What the next slot would hold is chosen while the commands of
+    the one before it are issued, in the cycle before a slot is allocated at the latest.
 
     Parameters
     ----------
@@ -320,8 +320,8 @@ class Fetch(wiring.Component):
         with m.Elif(self.chunk_granted & (n_chunk_slots != PACE)):
             m.d.sync += n_chunk_slots.eq(n_chunk_slots + 1)
 
-        # What the slot would hold, a cycle late: allocations are three cycles apart at least, so who
-        # asks has taken note of the one before.
+        # What the slot would hold, a cycle late: allocations are three cycles apart at least, so
+        # who asks has taken note of the one before.
         offered = Signal()
         for_representatives = Signal()
         asked = Signal(self.chunk.shape(), reset_less=True)
