@@ -77,6 +77,7 @@ class AlignedAdd(wiring.Component):
     Members
     -------
     fresh : :py:`In(1)`
+        of the operands of the cycle before: it depends on a state that comes late in its cycle
     state_ref, block_ref : :py:`In(signed(ref_width))`
     state, block : :py:`In(ArrayLayout(signed(width), n_words))`
     ref : :py:`Out(signed(ref_width))`
@@ -106,29 +107,28 @@ class AlignedAdd(wiring.Component):
     def elaborate(self, platform):
         m = Module()
 
-        # Stage 1: distance of the references.
-        distance = Signal(signed(self.ref_width + 1))
-        fresh_s1 = Signal()
+        # Stage 1: registers, since operands come from memories.
         ref_s1 = [Signal(signed(self.ref_width), name=f"{n}_ref_s1") for n in ("state", "block")]
-        m.d.sync += [
-            distance.eq(self.block_ref - self.state_ref),
-            fresh_s1.eq(self.fresh),
-            ref_s1[0].eq(self.state_ref),
-            ref_s1[1].eq(self.block_ref),
-        ]
+        m.d.sync += [ref_s1[0].eq(self.state_ref), ref_s1[1].eq(self.block_ref)]
+        # Both differences at once, so that the sign of the one need not be known for the other.
+        ahead = Signal(signed(self.ref_width + 1))
+        behind = Signal(signed(self.ref_width + 1))
         block_wins = Signal()
-        magnitude = Signal(self.ref_width + 1)
         m.d.comb += [
-            block_wins.eq(distance > 0),
-            magnitude.eq(Mux(block_wins, distance, -distance)),
+            ahead.eq(ref_s1[1] - ref_s1[0]),
+            behind.eq(ref_s1[0] - ref_s1[1]),
+            block_wins.eq(behind < 0),
         ]
+
+        def clamped(distance):
+            return Mux(distance > ALIGN_SHIFT_MAX, ALIGN_SHIFT_MAX, distance[: len(shift_s2)])
 
         # Stage 2: which operand moves, how far. A fresh row's state counts as zero.
         shift_s2 = Signal(range(ALIGN_SHIFT_MAX + 1))
         ref_s2 = Signal(signed(self.ref_width))
         m.d.sync += [
-            shift_s2.eq(Mux(magnitude > ALIGN_SHIFT_MAX, ALIGN_SHIFT_MAX, magnitude)),
-            ref_s2.eq(Mux(fresh_s1 | block_wins, ref_s1[1], ref_s1[0])),
+            shift_s2.eq(Mux(block_wins, clamped(ahead), clamped(behind))),
+            ref_s2.eq(Mux(self.fresh | block_wins, ref_s1[1], ref_s1[0])),
         ]
         # Stages 3 and 4: shift by multiples of 8, then by 0..7 with one bit kept for rounding.
         low_s3 = Signal(3)
@@ -152,8 +152,8 @@ class AlignedAdd(wiring.Component):
             m.d.sync += [
                 state_s1.eq(self.state[index]),
                 block_s1.eq(self.block[index]),
-                kept_s2.eq(Mux(fresh_s1 | block_wins, block_s1, state_s1)),
-                moved_s2.eq(Mux(fresh_s1, 0, Mux(block_wins, state_s1, block_s1))),
+                kept_s2.eq(Mux(self.fresh | block_wins, block_s1, state_s1)),
+                moved_s2.eq(Mux(self.fresh, 0, Mux(block_wins, state_s1, block_s1))),
                 kept_s3.eq(kept_s2),
                 moved_s3.eq((moved_s2 << 1) >> (shift_s2[3:] << 3)),
                 kept_s4.eq(kept_s3),
@@ -278,9 +278,11 @@ class RowState(wiring.Component):
         o = Signal(data.ArrayLayout(signed(O_STATE_WIDTH), self.lanes))
         meta = Signal(RowMeta)
         self.choose(m, fetch_s1.row, (o, o_words), (meta, metas))
+        l_s1 = Signal(meta.l.shape(), reset_less=True)
         fresh = Signal()
+        m.d.sync += l_s1.eq(meta.l)
         m.d.comb += [
-            fresh.eq(meta.l == 0),
+            fresh.eq(l_s1 == 0),
             add_o.fresh.eq(fresh),
             add_o.state_ref.eq(meta.e),
             add_o.block_ref.eq(self.pv_ref),

@@ -421,11 +421,12 @@ class Unit(wiring.Component):
         tag_shape = key_tag_layout(max_rows=self.max_rows, max_chunks=self.max_chunks)
         m.submodules.key_tags = key_tags = SyncFIFO(width=tag_shape.size, depth=KEY_TAGS)
         first_key = self.chunk_keys[0].key
+        key_tag = delayed(m, self.score_issue.key_tag, 1, name="key_tag")
         tag = Signal(tag_shape)
         last_slot = self.lane_rows - 1
         m.d.comb += [
-            key_tags.w_en.eq(self.score_issue.key_tag.valid),
-            key_tags.w_data.eq(self.score_issue.key_tag.tag),
+            key_tags.w_en.eq(key_tag.valid),
+            key_tags.w_data.eq(key_tag.tag),
             tag.eq(key_tags.r_data),
             key_tags.r_en.eq(first_key.valid & (first_key.slot == last_slot)),
         ]
@@ -612,6 +613,12 @@ class Unit(wiring.Component):
         wiring.connect(m, sequencer=sequencer.select, selector=self.selector.start)
         wiring.connect(m, sequencer=sequencer.results, results=results.job)
 
+        score_done = Signal(sequencer.score_done.shape())
+        m.d.comb += [
+            score_done.valid.eq(self.score_issue.score_done.valid),
+            score_done.representative.eq(self.score_issue.issue.representative),
+        ]
+
         # Loads: the sequencer's go first, because their jobs are older than the next descriptor.
         m.d.comb += [
             fetch.load_cmd.valid.eq(sequencer.load_cmd.valid | frontend.cmd.valid),
@@ -637,8 +644,7 @@ class Unit(wiring.Component):
             sequencer.loaded.eq(load.loaded),
             sequencer.allocated.eq(fetch.allocated),
             sequencer.none.eq(fetch.none),
-            sequencer.score_done.valid.eq(self.score_issue.score_done.valid),
-            sequencer.score_done.representative.eq(self.score_issue.issue.representative),
+            sequencer.score_done.eq(delayed(m, score_done, 1, name="sequencer_score_done")),
             sequencer.released.eq(results.released),
             sequencer.completed.eq(results.completed.valid),
             sequencer.results_busy.eq(results.busy),
@@ -649,7 +655,9 @@ class Unit(wiring.Component):
             results.error_addr.eq(sequencer.result_error_addr),
             fetch.failed.eq(sequencer.failed),
             fetch.next_listed.eq(sequencer.next_listed),
-            fetch.score_done.eq(self.score_issue.score_done),
+            fetch.score_done.eq(
+                delayed(m, self.score_issue.score_done, 1, name="score_done")
+            ),
             # Values are read p_latency cycles after their issue.
             fetch.value_done.eq(
                 delayed(

@@ -65,9 +65,9 @@ class Fetch(wiring.Component):
     done in four fifths of a job of as many chunks and leaves a fifth for the selection. Without
     one there is no time to lose: two for one id, and at the latest after PACE chunk slots.
 
-    Loads go before the commands of slots. A slot takes one cycle and one for each command, a
-    skipped chunk one. What the next slot would hold is chosen while the commands of the one before
-    it are issued, in the cycle before a slot is allocated at the latest.
+    Loads go before the commands of slots, one in two cycles. A slot takes one cycle and one for
+    each command, a skipped chunk one. What the next slot would hold is chosen while the commands of
+    the one before it are issued, in the cycle before a slot is allocated at the latest.
 
     Parameters
     ----------
@@ -320,8 +320,8 @@ class Fetch(wiring.Component):
         with m.Elif(self.chunk_granted & (n_chunk_slots != PACE)):
             m.d.sync += n_chunk_slots.eq(n_chunk_slots + 1)
 
-        # What the slot would hold, a cycle late: allocations are three cycles apart at least, so who
-        # asks has taken note of the one before.
+        # What the slot would hold, a cycle late: allocations are three cycles apart at least, so
+        # who asks has taken note of the one before.
         offered = Signal()
         for_representatives = Signal()
         asked = Signal(self.chunk.shape(), reset_less=True)
@@ -391,11 +391,13 @@ class Fetch(wiring.Component):
         step = Signal()
         issue = Signal()
         issued = Signal()
+        loads = Signal()  # a load is to be issued
+        load = Signal(self.load_cmd.payload.shape(), reset_less=True)
         attend, route = self.attend.payload.descriptor, self.route.payload.descriptor
         m.d.comb += [
             step.eq(~made | commands.w_rdy),
-            issued.eq(issue & step & ~self.load_cmd.valid),
-            self.load_cmd.ready.eq(step),
+            issued.eq(issue & step & ~loads),
+            self.load_cmd.ready.eq(~loads),
             complete.eq(made_command),
             complete.addr.eq(made_base + made_offset),
             commands.w_en.eq(made),
@@ -404,9 +406,13 @@ class Fetch(wiring.Component):
             self.cmd.payload.eq(commands.r_data),
             commands.r_en.eq(self.cmd.ready),
         ]
+        with m.If(self.load_cmd.valid & self.load_cmd.ready):
+            m.d.sync += [load.eq(self.load_cmd.payload), loads.eq(1)]
+        with m.Elif(step):
+            m.d.sync += loads.eq(0)
         with m.If(step):
             m.d.sync += [
-                made.eq(issue | self.load_cmd.valid),
+                made.eq(issue | loads),
                 made_base.eq(base),
                 made_offset.eq(offset),
                 made_command.eq(command),
@@ -480,8 +486,7 @@ class Fetch(wiring.Component):
             command.tag.chunk_last.eq(~representative & chunk_last),
             command.tag.checked.eq(~representative & attend.checksum[0]),
         ]
-        load = self.load_cmd.payload
-        with m.If(self.load_cmd.valid):
+        with m.If(loads):
             m.d.comb += [
                 command.eq(0),
                 command.id.eq(Channel.CONTROL),
@@ -495,6 +500,7 @@ class Fetch(wiring.Component):
             self.attend.valid
             | self.route.valid
             | self.load_cmd.valid
+            | loads
             | made
             | commands.r_rdy
             | (used != 0)

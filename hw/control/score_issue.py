@@ -212,11 +212,12 @@ class ScoreIssue(wiring.Component):
         ]
 
         within = Signal(range(self.buffer_tokens))
+        # Known long before: the job's constants change between representatives only.
         rep_mask = Signal(range(self.buffer_tokens))
+        m.d.sync += rep_mask.eq((1 << self.rep_shift) - 1)
         pairs = Signal()
         m.d.comb += [
             pairs.eq(self.router == Router.MINMAX),
-            rep_mask.eq((1 << self.rep_shift) - 1),
             within.eq(token & rep_mask),
             self.issue.valid.eq(go),
             self.issue.beat.eq(beat),

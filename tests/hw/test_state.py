@@ -61,9 +61,9 @@ def test_aligned_add_matches_golden(width, ref_width, n_words):
         for index in range(len(cases) + AlignedAdd.latency):
             if index >= AlignedAdd.latency:
                 results.append((ctx.get(dut.ref), list(ctx.get(dut.sum))))
+            ctx.set(dut.fresh, cases[index - 1][0] if 0 < index <= len(cases) else 0)
             if index < len(cases):
-                fresh, state_ref, block_ref, state, block = cases[index]
-                ctx.set(dut.fresh, fresh)
+                _, state_ref, block_ref, state, block = cases[index]
                 ctx.set(dut.state_ref, state_ref)
                 ctx.set(dut.block_ref, block_ref)
                 ctx.set(dut.state, state)

@@ -36,7 +36,7 @@ class Run:
         hold = 0
         before = None  # the step of the cycle before: (block, steps of it that remain)
         remain = [n_rows * dut.n_words for n_rows, *_ in self.blocks]
-        lookup = {}  # rows by table; a block is accepted when no row of its table is to be asked for
+        lookup = {}  # rows by table: a block is accepted when all of its table's are looked up
         while any(remain) or before:
             if offered < len(self.blocks):
                 names = "n_rows", "table", "tile_last", "job_last"
