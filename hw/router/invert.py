@@ -170,7 +170,6 @@ class Inverter(wiring.Component):
         overwrite_s1 = Signal(reset_less=True)  # the list word
         chunks_s1 = Signal(width, reset_less=True)  # that the row selects, or one-hot
         bits_s1 = Signal(n_bits, reset_less=True)  # the row, one-hot, or the rows
-        any_s1 = Signal(reset_less=True)  # of the bits
         word_address = address(words.o.p.context, i.row[bit_bits:], i.word)
         load_address = address(self.load_context, load.p.row_word, load.p.chunk[lane_bits:])
         m.d.comb += [
@@ -195,7 +194,6 @@ class Inverter(wiring.Component):
                 overwrite_s1.eq(i.row[:bit_bits] == 0),
                 chunks_s1.eq(i.bits),
                 bits_s1.eq(Const(1, 1) << i.row[:bit_bits]),
-                any_s1.eq(1),
             ]
         with m.Else():
             m.d.sync += [
@@ -204,7 +202,6 @@ class Inverter(wiring.Component):
                 overwrite_s1.eq(1),
                 chunks_s1.eq(Const(1, 1) << load.p.chunk[:lane_bits]),
                 bits_s1.eq(load.p.bits),
-                any_s1.eq(load.p.bits != 0),
             ]
 
         # Reading, stage 0: the row words of a list, or one for `vector`, while the queues behind
@@ -279,7 +276,7 @@ class Inverter(wiring.Component):
             m.d.comb += kept.eq(union_read.data)
         with m.Elif(load_s1):
             m.d.comb += kept.eq(union_read.data & ~chunks_s1)
-        m.d.comb += union_write.data.eq(kept | Mux(any_s1, chunks_s1, 0))
+        m.d.comb += union_write.data.eq(kept | Mux(bits_s1.any(), chunks_s1, 0))
 
         wanted_read = union.read_port(domain="comb")
         wanted_chunk_s1 = Signal(range(self.max_chunks), reset_less=True)

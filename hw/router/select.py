@@ -219,6 +219,7 @@ class Selector(wiring.Component):
         out_word = Signal(word_shape)
         feed = Signal()
         send = Signal()  # read a word of the row that is sent: goes first
+        merging = Signal()
         merge = Signal()  # read a word for the maxima: goes second
         issue_slot = Signal(range(n_slots))
         issue_word = Signal(word_shape)
@@ -226,16 +227,25 @@ class Selector(wiring.Component):
         read_word = Signal(word_shape)
         m.submodules.rows = rows = Memory(shape=range(self.max_rows), depth=n_slots, init=[])
         rows_write = rows.write_port()
-        rows_read = rows.read_port(domain="comb")
+        # Both rows are known when it is decided which one is read.
+        pass_row = rows.read_port(domain="comb")
+        sent_row = rows.read_port(domain="comb")
         m.d.comb += [
             rows_write.addr.eq(feed_slot),
             rows_write.data.eq(feed_row),
             rows_write.en.eq(feed),
             issue_slot.eq(Mux(send, out_slot, pass_slot)),
             issue_word.eq(Mux(send, out_word, pass_word)),
-            rows_read.addr.eq(issue_slot),
-            read_row.eq(Mux(merge, feed_row + feed_member, rows_read.data)),
-            read_word.eq(Mux(merge, feed_word, issue_word)),
+            pass_row.addr.eq(pass_slot),
+            sent_row.addr.eq(out_slot),
+            read_row.eq(
+                Mux(
+                    send,
+                    sent_row.data,
+                    Mux(merging, feed_row + feed_member, pass_row.data),
+                )
+            ),
+            read_word.eq(Mux(send, out_word, Mux(merging, feed_word, pass_word))),
         ]
 
         # Banks of keys, as offset binary: an unsigned comparison orders them.
@@ -257,7 +267,10 @@ class Selector(wiring.Component):
         stored = []
         write_place = None
         for b in range(width):
-            bank = Memory(shape=key_width, depth=1 << address_bits, init=[])
+            # What is read of a key that is written in that cycle is not used.
+            bank = Memory(
+                shape=key_width, depth=1 << address_bits, init=[], attrs={"no_rw_check": 1}
+            )
             m.submodules[f"bank_{b}"] = bank
             write_port = bank.write_port()
             read_port = bank.read_port()
@@ -349,9 +362,9 @@ class Selector(wiring.Component):
             """Mask of the chunks of the word whose id is less than ``limit``."""
             mask = Signal(width, name=name)
             high = limit[lane_bits:]
-            with m.If(issue_word < high):
+            with m.If(word_s1 < high):
                 m.d.comb += mask.eq(~Const(0, width))
-            with m.Elif(issue_word == high):
+            with m.Elif(word_s1 == high):
                 m.d.comb += mask.eq((Const(1, 1) << limit[:lane_bits]) - 1)
             return mask
 
@@ -360,16 +373,18 @@ class Selector(wiring.Component):
         word_s1 = Signal(word_shape, reset_less=True)
         last_s1 = Signal(reset_less=True)
         exceed_s1 = Signal(reset_less=True)
-        searched_s1 = Signal(width, reset_less=True)
-        sure_s1 = Signal(width, reset_less=True)  # selected without a search
+        searched_s1 = Signal(width)
+        sure_s1 = Signal(width)  # selected without a search
         exists = below(job.n_chunks, "exists")
         forced = Signal(width)
-        m.d.comb += forced.eq(below(n_first, "below_first") | ~below(tail, "below_tail"))
         m.d.sync += [
             slot_s1.eq(issue_slot),
             word_s1.eq(issue_word),
             last_s1.eq(issue_word == last_word),
             exceed_s1.eq(exceed),
+        ]
+        m.d.comb += [
+            forced.eq(below(n_first, "below_first") | ~below(tail, "below_tail")),
             sure_s1.eq(Mux(among_forced, 0, exists & forced)),
             searched_s1.eq(Mux(quota == 0, 0, exists & Mux(among_forced, forced, ~forced))),
         ]
@@ -504,12 +519,21 @@ class Selector(wiring.Component):
         room = Signal()
         waited = Signal()  # `o` was not taken in the last cycle
         all_sent = Signal()  # the words of the row are all read
-        settled = Signal()  # no more ties are to be broken in the row
         send_s1 = Signal()
         row_sent = Signal()
         last_row = Signal()
+        last_member = Signal()
         out_tied = Signal()
+        next_slot = Signal.like(out_slot)  # of the row that is to be sent next
+        ready_next = Signal()  # from the next cycle on, it is done, without ties
         m.d.comb += [
+            last_member.eq(out_member == job.group - 1),
+            next_slot.eq(out_slot),
+            ready_next.eq(
+                (done & ~tied).bit_select(next_slot, 1)
+                | (decide & exact & (counted_slot == next_slot))
+                | (feed & ~searches & (feed_slot == next_slot))
+            ),
             room.eq(~o.valid | o.ready),
             last_row.eq(out_row == job.n_rows - 1),
             out_tied.eq(tied.bit_select(out_slot, 1)),
@@ -530,6 +554,7 @@ class Selector(wiring.Component):
         n_steps = width // n_pick
         pool = Signal(width, reset_less=True)  # keys equal to the threshold
         left = Signal(limit_shape, reset_less=True)  # wanted of them
+        none_left = Signal(reset_less=True)
         picked = Signal(n_pick)
         step = Signal(range(n_steps), reset_less=True)
         m.d.comb += [
@@ -538,15 +563,21 @@ class Selector(wiring.Component):
 
         with m.FSM(name="sender"):
             with m.State("ROW"):
-                m.d.sync += left.eq(lacking_read.data)
-                with m.If(done.bit_select(out_slot, 1)):
-                    with m.If(out_tied & ~settled):
-                        m.next = "EXCEED"
-                    with m.Else():
-                        m.d.comb += [
-                            send.eq(~all_sent & ~waited),
-                            exceed.eq(send & out_tied),
-                        ]
+                # Of a row with ties, some are wanted.
+                m.d.sync += [left.eq(lacking_read.data), none_left.eq(0)]
+                with m.If(ready_next):
+                    m.next = "SEND"
+                with m.Elif(done.bit_select(out_slot, 1)):
+                    m.next = "EXCEED"
+
+            # Words without ties, or whose ties are not wanted.
+            with m.State("SEND"):
+                with m.If(last_member):
+                    m.d.comb += next_slot.eq(following(out_slot))
+                m.d.comb += [
+                    send.eq(~all_sent & ~waited),
+                    exceed.eq(send & out_tied),
+                ]
                 m.d.sync += send_s1.eq(send)
                 with m.If(send):
                     m.d.sync += [out_word.eq(out_word + 1), all_sent.eq(out_word == last_word)]
@@ -554,16 +585,20 @@ class Selector(wiring.Component):
                     with m.If(room):
                         fill()
                         m.d.sync += o.valid.eq(1)
-                        m.d.comb += row_sent.eq(last_s1)
+                        with m.If(last_s1):
+                            m.d.comb += row_sent.eq(1)
+                            with m.If(~ready_next):
+                                m.next = "ROW"
                     with m.Else():
                         # Read it again, and do not heed the word that is being read.
                         m.d.sync += [out_word.eq(word_s1), all_sent.eq(0), send_s1.eq(0)]
 
-            # A word with ties: first the keys above the threshold, then those that reach it.
+            # A word with ties: first the keys above the threshold, then those that reach it. In
+            # the cycle after PICK, when `none_left` is late, `o` is valid.
             with m.State("EXCEED"):
-                with m.If(left == 0):
-                    m.d.sync += settled.eq(1)
-                    m.next = "ROW"
+                m.d.sync += none_left.eq(left == 0)
+                with m.If(none_left):
+                    m.next = "SEND"
                 with m.Elif(~o.valid):
                     m.d.comb += [send.eq(1), exceed.eq(1)]
                     m.next = "REACH"
@@ -592,11 +627,10 @@ class Selector(wiring.Component):
             m.d.sync += [
                 out_word.eq(0),
                 all_sent.eq(0),
-                settled.eq(0),
                 out_row.eq(out_row + 1),
                 out_member.eq(out_member + 1),
             ]
-            with m.If(out_member == job.group - 1):
+            with m.If(last_member):
                 m.d.sync += [
                     out_member.eq(0),
                     out_slot.eq(following(out_slot)),
@@ -648,7 +682,7 @@ class Selector(wiring.Component):
                 with m.If(searches & (job.group != 1)):
                     m.next = "MERGE"
             with m.State("MERGE"):
-                m.d.comb += merge.eq(~send)
+                m.d.comb += [merging.eq(1), merge.eq(~send)]
                 with m.If(merge):
                     m.d.sync += feed_member.eq(feed_member + 1)
                     with m.If(feed_member == job.group - 1):

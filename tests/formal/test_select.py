@@ -56,7 +56,6 @@ def idle_state(h, dut, store_s1):
         & ~store_s1
         & ~flag("send_s1")
         & ~flag("all_sent")
-        & ~flag("settled")
         & (flag("out_word", 1) == 0)
     )
 
