@@ -202,24 +202,37 @@ def yosys(*commands, cwd):
     return run(sys.executable, "-c", YOSYS, *commands, cwd=cwd, timeout=1800)
 
 
-@pytest.mark.parametrize("command", ["synth_ecp5", "synth_xilinx -family xcup"])
-def test_yosys_synthesises(packages, tmp_path, command):
+def synthesised(folder, command, *, top, cwd):
+    """Numbers of cells by type after a command of yosys, of module ``top`` and those below."""
     status, output = yosys(
-        f"read_verilog {packages(TINY) / 'rtl' / 'moska.v'}",
-        "hierarchy -check -top moska",
+        f"read_verilog {folder / 'rtl' / 'moska.v'}",
+        f"hierarchy -check -top {top}",
         "proc",
         "check -assert",
-        f"{command} -top moska",
-        f"tee -q -o {tmp_path / 'stat.txt'} stat",
-        cwd=tmp_path,
+        f"{command} -top {top}",
+        f"tee -q -o {cwd / 'stat.txt'} stat",
+        cwd=cwd,
     )
     assert status == 0, output[-3000:]
-    cells = dict(
-        (name, int(count))
-        for count, name in re.findall(
-            r"^ +(\d+) +(\w+)$", (tmp_path / "stat.txt").read_text(), re.M
-        )
-    )
+    lines = re.findall(r"^ +(\d+) +(\w+)$", (cwd / "stat.txt").read_text(), re.M)
+    return {name: int(count) for count, name in lines}
+
+
+# UltraScale+ flat: module by module takes longer than the rest of these tests together.
+@pytest.mark.parametrize("command", ["synth_ecp5", "synth_xilinx -family xcup -flatten"])
+def test_yosys_synthesises(packages, tmp_path, command):
+    cells = synthesised(packages(TINY), command, top="moska", cwd=tmp_path)
     flip_flops = cells.get("TRELLIS_FF", 0) + cells.get("FDRE", 0)
     assert flip_flops > 5_000
     assert cells.get("MULT18X18D", 0) + cells.get("DSP48E2", 0) >= TINY.macs
+
+
+def test_yosys_synthesises_module_by_module(packages, tmp_path):
+    """The array of scores has names of arrays, which ABC9 takes for bits when they are escaped."""
+    cells = synthesised(
+        packages(TINY),
+        "synth_xilinx -family xcup",
+        top="moska_unit_score_array",
+        cwd=tmp_path,
+    )
+    assert cells["DSP48E2"] > 0
