@@ -61,6 +61,14 @@ def short_port_list(match: re.Match) -> str:
     return f"{match[1].rstrip()} (\n{text}\n);"
 
 
+def hide_zeros(verilog: str) -> str:
+    """Let synthesis not see the loops that set memories to zero.
+
+    yosys makes a cell of each word; memories of an FPGA start with zeros anyway.
+    """
+    return ZERO_LOOP.sub(lambda match: f"`ifndef SYNTHESIS\n{match[0]}`endif\n", verilog)
+
+
 def readable(verilog: str, header: str) -> str:
     """Return the Verilog of :func:`moska.gen.emit.convert` for readers and all tools.
 
@@ -80,8 +88,7 @@ def readable(verilog: str, header: str) -> str:
     if not tools:
         raise ValueError("verilog must begin with the line that names its tools")
     text = MODULE.sub(lambda match: settled(match[0]), verilog[tools.end() :].lstrip("\n"))
-    # yosys makes a cell of each word that the loop sets; memories of an FPGA start with zeros.
-    text = ZERO_LOOP.sub(lambda match: f"`ifndef SYNTHESIS\n{match[0]}`endif\n", text)
+    text = hide_zeros(text)
     text = PORT_LIST.sub(short_port_list, plain_names(text))
     comment = "\n".join(f"// {line}".rstrip() for line in header.splitlines())
     return f"{comment}\n// Verilog by {tools['tools']}.\n\n{text}"
