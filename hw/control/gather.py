@@ -80,11 +80,12 @@ class QueryGather(wiring.Component):
         of each context's job
     slot : :py:`In(stream.Signature(slot_layout(...)))`
     rows_cmd : :py:`Out(stream.Signature(rows_cmd_layout(max_rows, max_chunks)))`
-        for the selection of ``rows_cmd_context``; no list may be empty
+        for the inverter of ``rows_cmd_context``; no list may be empty
     rows : :py:`In(stream.Signature(rows_layout(max_rows)))`
-        lists in the order of the commands
-    rows_cmd_context : :py:`Out(range(n_contexts))`
-        goes with ``rows_cmd``
+        from the inverter of ``rows_context``
+    rows_cmd_context, rows_context : :py:`Out(range(n_contexts))`
+        the one goes with ``rows_cmd``; the other is the context of the oldest command whose list's
+        last row is not taken, and stays until it is
     q_addr, q_data, scale_addr, scale_data
         query memory {context, row, beat} and query scale memory {context, row}, first field highest
     q, q_scale : Out
@@ -151,6 +152,7 @@ class QueryGather(wiring.Component):
                 "rows_cmd": Out(stream.Signature(rows_cmd_layout(max_rows, max_chunks))),
                 "rows_cmd_context": Out(context),
                 "rows": In(stream.Signature(rows_layout(max_rows))),
+                "rows_context": Out(context),
                 "q_addr": Out(range(n_contexts * max_rows * fold)),
                 "q_data": In(self.beat_dim * Q_BITS),
                 "scale_addr": Out(row),
@@ -217,9 +219,10 @@ class QueryGather(wiring.Component):
             lists.w_en.eq(asked),
             contexts.w_data.eq(slot.context),
             contexts.w_en.eq(asked),
+            self.rows_context.eq(contexts.r_data),
             self.rows.ready.eq(contexts.r_rdy & queue.w_rdy),
             taken.eq(self.rows.valid & self.rows.ready),
-            row.row.eq(Cat(self.rows.payload.row, contexts.r_data)),
+            row.row.eq(Cat(self.rows.payload.row, self.rows_context)),
             row.last.eq(self.rows.payload.last),
             queue.w_data.eq(row),
             queue.w_en.eq(taken),
