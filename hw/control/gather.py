@@ -80,9 +80,9 @@ class QueryGather(wiring.Component):
         of each context's job
     slot : :py:`In(stream.Signature(slot_layout(...)))`
     rows_cmd : :py:`Out(stream.Signature(rows_cmd_layout(max_rows, max_chunks)))`
-        for the inverter of ``rows_cmd_context``; no list may be empty
+        for the selection of ``rows_cmd_context``; no list may be empty
     rows : :py:`In(stream.Signature(rows_layout(max_rows)))`
-        from the inverter of ``rows_context``
+        of the selection of ``rows_context``
     rows_cmd_context, rows_context : :py:`Out(range(n_contexts))`
         the one goes with ``rows_cmd``; the other is the context of the oldest command whose list's
         last row is not taken, and stays until it is

@@ -75,7 +75,7 @@ class Results(wiring.Component):
         pulse: state, lists and descriptor of the job are needed no more
     read : :py:`Out(state_read_layout(...))`, read_o, read_meta : In
         row state, one cycle later
-    vector_cmd, vector : streams to and from the inverter of ``vector_context``
+    vector_cmd, vector : streams to and from the inverter, for the selection of ``vector_context``
         bits of rows that the job does not have must be 0
     cmd, o : streams to the write master
     writer_busy, write_error, write_error_addr : In
