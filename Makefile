@@ -13,6 +13,8 @@ READERS_STAMP := $(VENV)/.installed-readers
 # Index that has builds of torch without CUDA, which are 2 GB smaller; PyPI's build needs none.
 TORCH_INDEX ?=
 CONFIG ?= ulx3s
+# Of devices, for area: ecp5, or xcup (UltraScale+).
+FAMILY ?= ecp5
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # A compiler cache makes a repeated Verilator build take a second instead of half a minute.
@@ -141,6 +143,9 @@ docs: check $(DOCS_STAMP)  ## build the documentation into site/
 	@echo "==> Documentation"
 	@$(BIN)/mkdocs build --strict
 
-area: check $(FPGA_STAMP)  ## synthesise CONFIG (ulx3s) for ECP5 and print what it takes
-	@echo "==> Synthesis of $(CONFIG), about three minutes"
-	@$(BIN)/python scripts/area.py $(CONFIG) build/area/$(CONFIG)
+area: check $(FPGA_STAMP)  ## synthesise CONFIG (ulx3s) for FAMILY (ecp5 or xcup): what it takes
+	@echo "==> Synthesis of $(CONFIG) for $(FAMILY), minutes; log and figures in build/area"
+	@mkdir -p build/area
+	@log=build/area/$(CONFIG)-$(FAMILY).log; \
+	$(BIN)/python scripts/area.py $(CONFIG) $(FAMILY) build/area >$$log || \
+	    { tail -n 5 $$log; exit 1; }; tail -n 7 $$log

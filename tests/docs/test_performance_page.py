@@ -89,6 +89,7 @@ def test_other_configurations_are_refused(script, tmp_path):
 
 def test_the_page_has_all_sections():
     text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
-    for name in ("demo", "bench ulx3s", "bench sim64"):
+    names = ("demo", "bench ulx3s", "bench sim64", "area", "area peers", "area blocks")
+    for name in names:
         assert text.count(f"<!-- {name} -->\n") == 1
-    assert text.count("<!-- end -->\n") == 3
+    assert text.count("<!-- end -->\n") == len(names)
