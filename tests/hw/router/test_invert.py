@@ -2,7 +2,6 @@
 """Inverter against golden inversion of selections."""
 
 import random
-import time
 
 import numpy as np
 import pytest
@@ -340,10 +339,8 @@ def test_contexts_at_once():
 @pytest.mark.parametrize("size", [(64, 256, 16), (512, 2048, 64), (2, 2, 2)])
 def test_converts(size):
     max_rows, max_chunks, width = size
-    start = time.monotonic()
     dut = Inverter(n_contexts=4, max_rows=max_rows, max_chunks=max_chunks, width=width)
-    rtlil.convert(dut, emit_src=False)
-    assert time.monotonic() - start < 30
+    assert "rows_cmd__ready" in rtlil.convert(dut, emit_src=False)
 
 
 def test_row_word_bits():
