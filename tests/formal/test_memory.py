@@ -212,6 +212,7 @@ def check_requests(h, dut, valid, ready, addr, length, base, limit, burst_bits):
     splitter_valid = h.inside("dut.splitter.active", 1)
     splitter_word = h.inside("dut.splitter.word", 64 - WORD_BITS)
     splitter_left = h.inside("dut.splitter.left", 20)
+    h.check("split_not_empty", ~splitter_valid | (splitter_left != 0))
     guard_in_block = same_block(burst[:64], burst[64:72] + 1, MAX_BURST, 4)
     h.check("guard_in_block", ~burst_valid | ((burst[:WORD_BITS] == 0) & guard_in_block))
     guard_inside = inside(burst[:64], burst[64:72], base, limit)
@@ -607,15 +608,15 @@ PROOFS = [
             Bug(
                 name="more_in_flight",
                 owner=ReadMaster,
-                old="enough.eq(splitter.o.p.n_beats <= room)",
+                old="enough.eq(bursts.o.p.length < room)",
                 new="enough.eq(1)",
                 caught_by="in_flight",
             ),
             Bug(
                 name="room_back_too_early",
                 owner=ReadMaster,
-                old="room + delivered - Mux(requested",
-                new="room + (axi.arvalid & axi.arready) - Mux(requested",
+                old="room + delivered - taken",
+                new="room + (axi.arvalid & axi.arready) - taken",
                 caught_by="in_flight",
             ),
             Bug(
@@ -633,17 +634,17 @@ PROOFS = [
                 caught_by="inside",
             ),
             Bug(
-                name="empty_command_leaves_window",
+                name="empty_command_is_split",
                 owner=BurstSplitter,
                 old="self.i.valid & (self.i.p.n_beats != 0)",
                 new="self.i.valid",
-                caught_by="inside",
+                caught_by="split_not_empty",
             ),
             Bug(
                 name="burst_left_out",
                 owner=ReadMaster,
-                old="guard.i.valid.eq(splitter.o.valid & enough)",
-                new="guard.i.valid.eq(splitter.o.valid & enough & ~splitter.o.p.addr[4])",
+                old="guard.i.valid.eq(bursts.o.valid & enough)",
+                new="guard.i.valid.eq(bursts.o.valid & enough & ~bursts.o.p.addr[4])",
                 caught_by="bursts_at_next_word",
             ),
         ),
