@@ -5,7 +5,7 @@ import secrets
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from moska.fpga import frame, map
@@ -19,7 +19,7 @@ from moska.host.errors import (
     LinkTimeout,
     TransportError,
 )
-from moska.host.transport import Transport
+from moska.host.transport import Option, Transport, parse_options
 
 WORD = frame.WORD.size
 FRAME_BYTES = frame.MAX_WORDS * WORD  # of memory in a frame
@@ -400,40 +400,17 @@ def _parameters(text: str) -> Mapping[str, object]:
     return Config.load(text).parameters()
 
 
-# Option of a URI: argument, what reads it, what it must be.
-OPTIONS: Mapping[str, tuple[str, Callable[[str], Any], str]] = {
-    "baud": ("baud", _positive(int), "a number of bits a second"),
-    "retries": ("retries", _count, "a number of repetitions"),
-    "timeout": ("timeout", _positive(float), "a number of seconds"),
-    "config": ("parameters", _parameters, "a preset or a TOML file"),
+OPTIONS: Mapping[str, Option] = {
+    "baud": (_positive(int), "a number of bits a second"),
+    "retries": (_count, "a number of repetitions"),
+    "timeout": (_positive(float), "a number of seconds"),
+    "config": (_parameters, "a preset or a TOML file"),
 }
-
-
-def parse(scheme: str, options: Mapping[str, str], known: Iterable[str]) -> dict[str, Any]:
-    """Return the arguments that a URI's options stand for; ``known`` names those it may have.
-
-    Raises
-    ------
-    ValueError
-        for an option that is not known, or a value that it cannot have.
-    """
-    values = {}
-    for option, text in options.items():
-        if option not in known:
-            raise ValueError(
-                f"option of {scheme}: must be one of {', '.join(sorted(known))}, not {option!r}"
-            )
-        argument, convert, meaning = OPTIONS[option]
-        try:
-            values[argument] = convert(text)
-        except ValueError:
-            raise ValueError(f"{option} must be {meaning}, not {text!r}") from None
-    return values
 
 
 def open_serial(name: str, options: Mapping[str, str]) -> SerialTransport:
     """Open ``serial:/dev/ttyUSB0?baud=3000000``, or ``serial:socket://localhost:2345``."""
-    values = parse("serial", options, OPTIONS)
+    values = parse_options("serial", options, OPTIONS)
     if not name:
         raise ValueError("name must be a port, as in serial:/dev/ttyUSB0")
-    return SerialTransport(name, **values)
+    return SerialTransport(name, parameters=values.pop("config", None), **values)

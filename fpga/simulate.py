@@ -13,9 +13,11 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from moska.fpga.serial import SerialTransport, parse
+from moska.fpga import serial
+from moska.fpga.serial import SerialTransport
 from moska.gen.config import Config
 from moska.host.errors import TransportError
+from moska.host.transport import parse_options
 from moska.sim.device import OPTIMIZE, cache_directory, cached, sources
 from moska.sim.verilator import environment
 
@@ -188,7 +190,7 @@ class SocTransport(SerialTransport):
         self.board.close()
 
 
-OPTIONS = ("retries", "timeout")
+OPTIONS = {name: serial.OPTIONS[name] for name in ("retries", "timeout")}
 
 
 def open_soc(name: str, options: Mapping[str, str]) -> SocTransport:
@@ -196,5 +198,5 @@ def open_soc(name: str, options: Mapping[str, str]) -> SocTransport:
 
     The first time, building it takes a minute or two.
     """
-    values = parse("soc", options, OPTIONS)
+    values = parse_options("soc", options, OPTIONS)
     return SocTransport(Config.load(name), **values)

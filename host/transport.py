@@ -3,6 +3,7 @@
 import abc
 import importlib.metadata
 from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import parse_qsl
 
 GROUP = "moska.transports"
@@ -87,3 +88,30 @@ def connect(uri: str) -> Transport:
     name, _, query = rest.partition("?")
     opener: Opener = openers[scheme].load()
     return opener(name, dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))))
+
+
+Option = tuple[Callable[[str], Any], str]  # reads a value; what the value must be
+
+
+def parse_options(
+    scheme: str, options: Mapping[str, str], known: Mapping[str, Option]
+) -> dict[str, Any]:
+    """Return the values of a URI's options.
+
+    Raises
+    ------
+    ValueError
+        for an option that is not known, or a value that it cannot have.
+    """
+    values = {}
+    for name, text in options.items():
+        if name not in known:
+            raise ValueError(
+                f"option of {scheme}: must be one of {', '.join(sorted(known))}, not {name!r}"
+            )
+        convert, meaning = known[name]
+        try:
+            values[name] = convert(text)
+        except ValueError:
+            raise ValueError(f"{name} must be {meaning}, not {text!r}") from None
+    return values

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from moska.gen.config import Config
 from moska.host.errors import TransportError
-from moska.host.transport import Transport
+from moska.host.transport import Option, Transport, parse_options
 from moska.sim.model import ModelDevice
 
 PAGE = 4096
@@ -43,8 +43,6 @@ def _trace(text: str) -> pathlib.Path:
     return pathlib.Path(text)
 
 
-Option = tuple[Callable[[str], Any], str]  # reads a value; what the value must be
-
 GOLDEN_OPTIONS: Mapping[str, Option] = {
     "memory": (_size, "a multiple of 4096 bytes, as 64M or 1G"),
 }
@@ -60,30 +58,6 @@ SIM_OPTIONS: Mapping[str, Option] = {
     "seed": (int, "an integer"),
     "trace": (_trace, "a .vcd or .fst file"),
 }
-
-
-def parse(
-    scheme: str, options: Mapping[str, str], known: Mapping[str, Option]
-) -> dict[str, Any]:
-    """Return the values of a URI's options.
-
-    Raises
-    ------
-    ValueError
-        for an option that is not known, or a value that it cannot have.
-    """
-    values = {}
-    for name, text in options.items():
-        if name not in known:
-            raise ValueError(
-                f"option of {scheme}: must be one of {', '.join(sorted(known))}, not {name!r}"
-            )
-        convert, meaning = known[name]
-        try:
-            values[name] = convert(text)
-        except ValueError:
-            raise ValueError(f"{name} must be {meaning}, not {text!r}") from None
-    return values
 
 
 class MemoryTransport(Transport):
@@ -342,7 +316,7 @@ def _memory_file(size: int) -> int:
 
 def open_golden(name: str, options: Mapping[str, str]) -> GoldenTransport:
     """Open ``golden:NAME?memory=1G``: the golden model of a preset or a TOML file."""
-    values = parse("golden", options, GOLDEN_OPTIONS)
+    values = parse_options("golden", options, GOLDEN_OPTIONS)
     config = Config.load(name)
     return GoldenTransport(ModelDevice(config, memory_bytes=values.get("memory", MEMORY_BYTES)))
 
@@ -352,7 +326,7 @@ def open_sim(name: str, options: Mapping[str, str]) -> SimTransport:
 
     The first time, building it takes half a minute; see :class:`moska.sim.device.Device`.
     """
-    values = parse("sim", options, SIM_OPTIONS)
+    values = parse_options("sim", options, SIM_OPTIONS)
     config = Config.load(name)
     timing = {name: values.pop(name) for name in TIMING_OPTIONS if name in values}
     return SimTransport(
