@@ -21,18 +21,9 @@ from litex.soc.integration.soc import SoCRegion
 from litex.soc.integration.soc_core import SoCCore
 from litex.soc.interconnect.axi import AXIInterface, AXILiteInterface
 from litex_boards.platforms import xilinx_kcu105
-from migen import ClockDomain, ClockSignal, Instance, ResetSignal, Signal
+from migen import ClockDomain, Instance, ResetSignal, Signal
 
-from moska.fpga.soc import (
-    LITE_CHANNELS,
-    READ_CHANNELS,
-    READ_ID_WIDTH,
-    WRITE_CHANNELS,
-    AXISlice,
-    axi_ports,
-    quiet,
-)
-from moska.gen import emit
+from moska.fpga.soc import READ_ID_WIDTH, AXISlice, check_port, quiet, unit_instance
 from moska.gen.config import Config
 from moska.gen.design import Design
 from moska.gen.package import verilog
@@ -93,11 +84,7 @@ class SoC(SoCCore):
     mem_map: ClassVar = {**SoCCore.mem_map, "main_ram": MEMORY_BASE, "csr": CSR_BASE}
 
     def __init__(self, config: Config, *, clock_hz: int = CLOCK_HZ):
-        if config.bus_width != MEMORY_WIDTH or config.read_ports != 1:
-            raise ValueError(
-                f"config must have 1 read port of {MEMORY_WIDTH} bits on this board, not "
-                f"{config.read_ports} of {config.bus_width}"
-            )
+        check_port(config, MEMORY_WIDTH)
         platform = xilinx_kcu105.Platform()
         super().__init__(
             platform,
@@ -130,14 +117,8 @@ class SoC(SoCCore):
         registers = AXILiteInterface(data_width=32, address_width=32)
         asked = AXIInterface(data_width=MEMORY_WIDTH, address_width=64, id_width=READ_ID_WIDTH)
         sliced = AXIInterface(data_width=MEMORY_WIDTH, address_width=32, id_width=READ_ID_WIDTH)
-        self.specials += Instance(
-            emit.TOP,
-            name=emit.TOP,
-            i_aclk=ClockSignal(),
-            i_aresetn=~ResetSignal(),
-            o_interrupt=interrupt,
-            **axi_ports("s_axil", registers, LITE_CHANNELS, manager=False),
-            **axi_ports("m_axi", asked, READ_CHANNELS | WRITE_CHANNELS, manager=True),
+        self.specials += unit_instance(
+            registers, asked, reset=ResetSignal(), interrupt=interrupt
         )
         self.bus.add_slave(
             "unit", registers, SoCRegion(origin=UNIT_BASE, size=UNIT_BYTES, cached=False)

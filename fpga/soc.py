@@ -160,6 +160,28 @@ class AXISlice(LiteXModule):
             self.comb += [sink.connect(buffer.sink), buffer.source.connect(source)]
 
 
+def check_port(config, width):
+    """Raise ``ValueError`` when the unit's memory port is another one than the board's."""
+    if config.bus_width != width or config.read_ports != 1:
+        raise ValueError(
+            f"config must have 1 read port of {width} bits on this board, not "
+            f"{config.read_ports} of {config.bus_width}"
+        )
+
+
+def unit_instance(registers, memory, *, reset, interrupt):
+    """Return the unit, in the clock domain of the bus, with its buses."""
+    return Instance(
+        emit.TOP,
+        name=emit.TOP,
+        i_aclk=ClockSignal(),
+        i_aresetn=~reset,
+        o_interrupt=interrupt,
+        **axi_ports("s_axil", registers, LITE_CHANNELS, manager=False),
+        **axi_ports("m_axi", memory, READ_CHANNELS | WRITE_CHANNELS, manager=True),
+    )
+
+
 class SoC(SoCCore):
     """Unit, SDRAM, link and the board's registers.
 
@@ -178,11 +200,7 @@ class SoC(SoCCore):
     mem_map: ClassVar = {"main_ram": map.MEMORY_BASE, "csr": map.CSR_BASE}
 
     def __init__(self, config: Config, *, simulated: bool, clock_hz: int = CLOCK_HZ):
-        if config.bus_width != MEMORY_WIDTH or config.read_ports != 1:
-            raise ValueError(
-                f"config must have 1 read port of {MEMORY_WIDTH} bits on this board, not "
-                f"{config.read_ports} of {config.bus_width}"
-            )
+        check_port(config, MEMORY_WIDTH)
         if simulated:
             ports = [(name, 0, Pins(1)) for name in ("clk", "rst")]
             for name in ("rx", "tx"):
@@ -240,8 +258,7 @@ class SoC(SoCCore):
 
     def add_unit(self, config, resetting, interrupt):
         """Add the unit, with the gate that a reset goes through."""
-        top = emit.Top(emit.unit(config))
-        self.sources["moska.v"] = hide_zeros(emit.convert(top, top.ports()))
+        self.sources["moska.v"] = hide_zeros(emit.convert_unit(config))
         self.sources["quiesce.v"] = quiesce.verilog(
             data_width=MEMORY_WIDTH, id_width=READ_ID_WIDTH
         )
@@ -254,15 +271,7 @@ class SoC(SoCCore):
         channels = READ_CHANNELS | WRITE_CHANNELS
         reset = Signal()
         self.specials += [
-            Instance(
-                emit.TOP,
-                name=emit.TOP,
-                i_aclk=ClockSignal(),
-                i_aresetn=~(ResetSignal() | reset),
-                o_interrupt=interrupt,
-                **axi_ports("s_axil", registers, LITE_CHANNELS, manager=False),
-                **axi_ports("m_axi", asked, channels, manager=True),
-            ),
+            unit_instance(registers, asked, reset=ResetSignal() | reset, interrupt=interrupt),
             Instance(
                 quiesce.NAME,
                 name=quiesce.NAME,

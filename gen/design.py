@@ -7,8 +7,9 @@ import re
 from importlib import metadata
 
 from moska.gen.config import Config
-from moska.gen.emit import Top, convert, unit
+from moska.gen.emit import convert_unit
 from moska.gen.ports import Port, ports
+from moska.gen.smoke import Smoke, smoke
 from moska.hw.registers import RegisterMap, load_map
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -28,8 +29,12 @@ class Design:
     @functools.cached_property
     def verilog(self) -> str:
         """Verilog as Amaranth and Yosys write it."""
-        top = Top(unit(self.config))
-        return convert(top, top.ports())
+        return convert_unit(self.config)
+
+    @functools.cached_property
+    def smoke(self) -> Smoke:
+        """Job of the smoke test."""
+        return smoke(self.config)
 
     @functools.cached_property
     def ports(self) -> list[Port]:

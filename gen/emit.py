@@ -162,11 +162,16 @@ def share_modules(text: str, *, top: str = TOP) -> str:
         text = INSTANCE.sub(lambda m, new=renamed: m[1] + new.get(m[2], m[2]), text)
 
 
+def convert_unit(config: Config) -> str:
+    """Verilog text of the unit of a configuration: module ``moska``."""
+    top = Top(unit(config))
+    return convert(top, top.ports())
+
+
 def generate(config: Config, out_dir: pathlib.Path) -> list[pathlib.Path]:
     """Write the Verilog of ``config`` into ``out_dir``; returns the files."""
     out_dir = pathlib.Path(out_dir)
     out_dir.mkdir(parents=True, exist_ok=True)
-    top = Top(unit(config))
     path = out_dir / f"{TOP}.v"
-    path.write_text(convert(top, top.ports()))
+    path.write_text(convert_unit(config))
     return [path]

@@ -3,7 +3,7 @@
 from moska.gen.design import Design
 from moska.gen.emit import TOP
 from moska.gen.ports import instance
-from moska.gen.smoke import COMPLETIONS, RING, TAG, smoke, words
+from moska.gen.smoke import COMPLETIONS, RING, TAG, words
 from moska.golden.formats import BLOCK_TOKENS
 from moska.golden.layout import COMPLETION
 from moska.hw.registers import Kind
@@ -17,7 +17,7 @@ REGISTERS = (
 
 def testbench(design: Design) -> str:
     """SystemVerilog of the test."""
-    job, bus_bytes = smoke(design.config), design.config.bus_bytes
+    job, bus_bytes = design.smoke, design.config.bus_bytes
     widths = {port.name: port.width for port in design.ports}
     return design.fill(
         "smoke_tb.sv",
@@ -44,12 +44,12 @@ def testbench(design: Design) -> str:
 
 def memory(design: Design) -> str:
     """Contents of the test's memory before the job."""
-    return words(smoke(design.config).memory, design.config.bus_bytes)
+    return words(design.smoke.memory, design.config.bus_bytes)
 
 
 def results(design: Design) -> str:
     """Contents that the job leaves where its results are."""
-    return words(smoke(design.config).results, design.config.bus_bytes)
+    return words(design.smoke.results, design.config.bus_bytes)
 
 
 def _wires(design: Design) -> str:

@@ -18,7 +18,7 @@ from importlib import metadata
 
 from pyosys import libyosys
 
-from moska.fpga.report import BLOCKS, LUTS, block_of
+from moska.fpga.report import BLOCKS, DEVICE, LUTS, OTHERS, block_of
 from moska.gen.config import Config
 from moska.gen.design import Design
 from moska.gen.emit import TOP
@@ -47,13 +47,8 @@ class Family:
 FAMILIES = {
     "ecp5": Family(
         (f"synth_ecp5 -top {TOP}",),
-        {
-            "LUT": LUTS,
-            "FF": {"TRELLIS_FF": 1},
-            "DSP": {"MULT18X18D": 1},
-            "RAM": {"DP16KD": 1},
-        },
-        ("LFE5U-85F", {"LUT": 83_640, "FF": 83_640, "DSP": 156, "RAM": 208}),
+        {"LUT": LUTS, **{column: {kind: 1} for kind, column in OTHERS.items()}},
+        ("LFE5U-85F", DEVICE),
     ),
     # The steps of synth_xilinx with ABC in the place of ABC9, which takes far longer for modules.
     "xcup": Family(
