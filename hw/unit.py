@@ -613,11 +613,10 @@ class Unit(wiring.Component):
         wiring.connect(m, sequencer=sequencer.select, selector=self.selector.start)
         wiring.connect(m, sequencer=sequencer.results, results=results.job)
 
-        score_done = Signal(sequencer.score_done.shape())
-        m.d.comb += [
-            score_done.valid.eq(self.score_issue.score_done.valid),
-            score_done.representative.eq(self.score_issue.issue.representative),
-        ]
+        score_done = delayed(m, self.score_issue.score_done, 1, name="score_done")
+        representative_done = delayed(
+            m, self.score_issue.issue.representative, 1, name="representative_done"
+        )
 
         # Loads: the sequencer's go first, because their jobs are older than the next descriptor.
         m.d.comb += [
@@ -644,7 +643,8 @@ class Unit(wiring.Component):
             sequencer.loaded.eq(load.loaded),
             sequencer.allocated.eq(fetch.allocated),
             sequencer.none.eq(fetch.none),
-            sequencer.score_done.eq(delayed(m, score_done, 1, name="sequencer_score_done")),
+            sequencer.score_done.valid.eq(score_done.valid),
+            sequencer.score_done.representative.eq(representative_done),
             sequencer.released.eq(results.released),
             sequencer.completed.eq(results.completed.valid),
             sequencer.results_busy.eq(results.busy),
@@ -655,9 +655,7 @@ class Unit(wiring.Component):
             results.error_addr.eq(sequencer.result_error_addr),
             fetch.failed.eq(sequencer.failed),
             fetch.next_listed.eq(sequencer.next_listed),
-            fetch.score_done.eq(
-                delayed(m, self.score_issue.score_done, 1, name="score_done")
-            ),
+            fetch.score_done.eq(score_done),
             # Values are read p_latency cycles after their issue.
             fetch.value_done.eq(
                 delayed(
@@ -826,9 +824,10 @@ class Unit(wiring.Component):
             "chunks_skipped": self.fetch.chunk_skipped,
         }
         assert tuple(events) == COUNTERS
-        # All a cycle late, so that no path goes from a state through its cause into a counter.
-        busy_s1, snapshot_s1 = Signal(), Signal()
-        m.d.sync += [busy_s1.eq(sequencer.busy), snapshot_s1.eq(results.snapshot)]
+        # All a cycle late, as the snapshot is: no path goes from a state through its cause into a
+        # counter.
+        busy_s1 = Signal()
+        m.d.sync += busy_s1.eq(sequencer.busy)
         for name, event in events.items():
             count = Signal(32, name=name)
             event_s1 = Signal(Value.cast(event).shape(), name=f"{name}_s1")
@@ -840,7 +839,7 @@ class Unit(wiring.Component):
             ]
             with m.If(~busy_s1):
                 m.d.sync += count.eq(0)
-            with m.Elif(snapshot_s1):
+            with m.Elif(results.snapshot):
                 m.d.sync += [last.eq(count), count.eq(event_s1)]
             with m.Else():
                 m.d.sync += count.eq(count + event_s1)

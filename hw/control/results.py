@@ -83,7 +83,7 @@ class Results(wiring.Component):
     clear_write_error : :py:`Out(1)`
         pulse: a job starts
     snapshot : :py:`Out(1)`, record : :py:`In(record_layout())`
-        counters are taken in the cycle after the pulse
+        counters are taken in the cycle of the pulse
     completed : :py:`Out(completed_layout())`
         pulse: memory has answered the record; the next job may come in the next cycle
     busy : :py:`Out(1)`
@@ -323,11 +323,6 @@ class Results(wiring.Component):
         completion_addr = Signal(64, reset_less=True)
         counters = Signal(record_layout(), reset_less=True)
 
-        snapshot_s1 = Signal()
-        m.d.sync += snapshot_s1.eq(self.snapshot)
-        with m.If(snapshot_s1):
-            m.d.sync += counters.eq(self.record)
-
         record = Signal(8 * COMPLETION_BYTES)
         fields = {"sequence": sequence, "tag": tag, "code": code, "error_addr": error_addr}
         fields |= {name: counters[name] for name in COUNTERS}
@@ -376,6 +371,9 @@ class Results(wiring.Component):
             m.d.sync += n_beats.eq(descriptor.n_chunks << line_shift)
             m.next = "SELECTION_COMMAND"
 
+        m.d.sync += self.snapshot.eq(0)
+        with m.If(self.snapshot):
+            m.d.sync += counters.eq(self.record)
         with m.FSM(name="results") as fsm:
             m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
             with m.State("IDLE"):
@@ -442,8 +440,7 @@ class Results(wiring.Component):
                 m.next = "WAIT"
             with m.State("WAIT"):
                 with m.If(~self.writer_busy):
-                    m.d.comb += self.snapshot.eq(1)
-                    m.d.sync += n_beats.eq(record_beats)
+                    m.d.sync += [self.snapshot.eq(1), n_beats.eq(record_beats)]
                     with m.If(self.write_error & (code == ErrorCode.NONE)):
                         m.d.sync += [code.eq(ErrorCode.WRITE), error_addr.eq(self.write_error_addr)]
                     m.next = "RECORD_COMMAND"

@@ -234,29 +234,18 @@ class ReadMaster(wiring.Component):
                 axi.arid.eq(guard.o.p.id),
             ]
 
-        # Beats that have arrived: `spare` takes the one that comes when `head` has to stay.
+        # Beats that have arrived.
         arrival = data.StructLayout({"data": self.data_width, "id": axi.arid.shape(), "bad": 1})
-        incoming = Signal(arrival)
-        head = Signal(arrival, reset_less=True)
-        spare = Signal(arrival, reset_less=True)
-        head_valid = Signal()
-        spare_valid = Signal()
+        m.submodules.beats = beats = RegisterSlice(arrival)
+        head = beats.o.p
         m.d.comb += [
-            incoming.data.eq(axi.rdata),
-            incoming.id.eq(axi.rid),
-            incoming.bad.eq(axi.rresp != Response.OKAY),
-            axi.rready.eq(~spare_valid),
+            beats.i.valid.eq(axi.rvalid),
+            beats.i.p.data.eq(axi.rdata),
+            beats.i.p.id.eq(axi.rid),
+            beats.i.p.bad.eq(axi.rresp != Response.OKAY),
+            axi.rready.eq(beats.i.ready),
+            beats.o.ready.eq(delivered),
         ]
-        with m.If(~spare_valid):
-            m.d.sync += spare.eq(incoming)
-        with m.If(~head_valid | delivered):
-            m.d.sync += [
-                head.eq(Mux(spare_valid, spare, incoming)),
-                head_valid.eq(spare_valid | axi.rvalid),
-                spare_valid.eq(0),
-            ]
-        with m.Elif(axi.rvalid):
-            m.d.sync += spare_valid.eq(1)
 
         # Delivery: the oldest command of the beat's ID says what the beat is.
         command = Signal(entry)
@@ -267,7 +256,7 @@ class ReadMaster(wiring.Component):
         m.d.comb += [
             word.eq(command.addr[word_bits:] + number),
             last.eq(number == command.last_beat),
-            self.o.valid.eq(head_valid & of_id([queue.r_rdy for queue in queues], head.id)),
+            self.o.valid.eq(beats.o.valid & of_id([queue.r_rdy for queue in queues], head.id)),
             self.o.p.data.eq(head.data),
             self.o.p.id.eq(head.id),
             self.o.p.tag.eq(command.tag),

@@ -7,6 +7,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from moska.hw.delay import delayed
 from moska.hw.router.select import check_power_of_two, select_word_layout
 from moska.hw.stream import RegisterSlice
 
@@ -304,14 +305,6 @@ class Inverter(wiring.Component):
             mask_f2.eq(Mux(below_f1, ~Const(0, n_bits), (Const(1, 1) << rest_f1) - 1)),
         ]
 
-        def stage_2(value, name):
-            """Return ``value`` two cycles later."""
-            for stage in (1, 2):
-                later = Signal.like(value, name=f"{name}_f{stage}")
-                m.d.sync += later.eq(value)
-                value = later
-            return value
-
         # Queues: of a list's row words, and of words for `vector`.
         queued_layout = data.StructLayout({
             "bits": n_bits,
@@ -322,15 +315,15 @@ class Inverter(wiring.Component):
         m.submodules.vector_queue = vector_queue = SyncFIFO(width=n_bits, depth=QUEUED)
         queued = Signal(queued_layout)
         in_queue = data.View(queued_layout, list_queue.r_data)
-        every_f2 = stage_2(cmd.all, "every")
+        every_f2 = delayed(m, cmd.all, 2, name="every")
         m.d.comb += [
             queued.bits.eq((word_f2 | every_f2.replicate(n_bits)) & mask_f2),
-            queued.row_word.eq(stage_2(row_word, "row_word")),
-            queued.final.eq(stage_2(final, "final")),
+            queued.row_word.eq(delayed(m, row_word, 2, name="row_word")),
+            queued.final.eq(delayed(m, final, 2, name="final")),
             list_queue.w_data.eq(queued),
-            list_queue.w_en.eq(stage_2(list_read, "list_read")),
+            list_queue.w_en.eq(delayed(m, list_read, 2, name="list_read")),
             vector_queue.w_data.eq(word_f2),
-            vector_queue.w_en.eq(stage_2(vector_read, "vector_read")),
+            vector_queue.w_en.eq(delayed(m, vector_read, 2, name="vector_read")),
             self.vector.valid.eq(vector_queue.r_rdy),
             self.vector.p.eq(vector_queue.r_data),
             vector_queue.r_en.eq(self.vector.ready),

@@ -7,6 +7,7 @@ from moska.hw.memory.axi import PAGE_BYTES, BurstSplitter, Response
 from moska.hw.memory.reader import ReadMaster
 from moska.hw.memory.window import WindowGuard
 from moska.hw.memory.writer import WriteMaster
+from moska.hw.stream import RegisterSlice
 from moska.sim.formal import (
     Bug,
     Harness,
@@ -224,11 +225,11 @@ def check_requests(h, dut, valid, ready, addr, length, base, limit, burst_bits):
     ]
 
 
-def bursts_inside(h):
-    """Return (valid, burst) of the places of the read master's slice, the older one first."""
+def slice_inside(h, path, width):
+    """Return (valid, payload) of the places of the register slice at ``path``, the older first."""
     return [
-        (h.inside("dut.bursts.o__valid", 1), h.inside("dut.bursts.head", 73)),
-        (h.inside("dut.bursts.spare_valid", 1), h.inside("dut.bursts.spare", 73)),
+        (h.inside(f"{path}.o__valid", 1), h.inside(f"{path}.head", width)),
+        (h.inside(f"{path}.spare_valid", 1), h.inside(f"{path}.spare", width)),
     ]
 
 
@@ -241,7 +242,7 @@ def reader_requests():
     stopped, stages = check_requests(
         h, dut, axi.arvalid, axi.arready, axi.araddr, axi.arlen, base, limit, 73
     )
-    (head_burst_valid, _), (spare_burst_valid, _) = places = bursts_inside(h)
+    (head_burst_valid, _), (spare_burst_valid, _) = places = slice_inside(h, "dut.bursts", 73)
     h.check("slice_in_order", head_burst_valid | ~spare_burst_valid)
     for index, (valid, burst) in enumerate(places):
         addr, beats = burst[:64], burst[64:72] + 1
@@ -260,7 +261,7 @@ def reader_requests():
         stopped=stopped,
     )
     requested = [Mux(valid, beats, 0) for valid, _, beats in stages[:2]]
-    held = h.inside("dut.head_valid", 1) + h.inside("dut.spare_valid", 1)
+    held = sum(valid for valid, _ in slice_inside(h, "dut.beats", BEAT_BITS))
     room = h.inside("dut.room", 4)
     h.check("in_flight", due[0] + due[1] <= 8)
     h.check("room", room + sum(requested) + due[0] + due[1] + held <= 8)
@@ -276,8 +277,7 @@ def reader_beats():
     axi, o = dut.axi, dut.o
     sent = o.valid & o.ready
 
-    head, spare = h.inside("dut.head", BEAT_BITS), h.inside("dut.spare", BEAT_BITS)
-    head_valid, spare_valid = h.inside("dut.head_valid", 1), h.inside("dut.spare_valid", 1)
+    (head_valid, head), (spare_valid, spare) = slice_inside(h, "dut.beats", BEAT_BITS)
     beats = check_queue(
         h,
         "beats",
@@ -292,8 +292,8 @@ def reader_beats():
     h.check("beats_places", (beats == head_valid + spare_valid) & (head_valid | ~spare_valid))
 
     # Invariant: words of an ID that are still to be delivered are at least those on their way: in
-    # the splitter, its slice, the guard, on AR, in the memory, in `head` and `spare`.
-    places = bursts_inside(h)
+    # the splitter, its slice, the guard, on AR, in the memory, in the beats' slice.
+    places = slice_inside(h, "dut.bursts", 73)
     burst_valid, burst = h.inside("dut.guard.valid", 1), h.inside("dut.guard.burst", 73)
     splitter_valid, split_id = h.inside("dut.splitter.active", 1), h.inside("dut.split_id", 1)
     splitter_left = h.inside("dut.splitter.left", 20)
@@ -658,22 +658,22 @@ PROOFS = [
             Bug(
                 name="beat_lost_when_held",
                 owner=ReadMaster,
-                old="axi.rready.eq(~spare_valid)",
+                old="axi.rready.eq(beats.i.ready)",
                 new="axi.rready.eq(1)",
                 caught_by="beats_within_capacity",
             ),
             Bug(
                 name="ids_mixed",
                 owner=ReadMaster,
-                old="incoming.id.eq(axi.rid)",
-                new="incoming.id.eq(axi.rid & ~head_valid)",
+                old="beats.i.p.id.eq(axi.rid)",
+                new="beats.i.p.id.eq(axi.rid & ~beats.o.valid)",
                 caught_by="beats_in_order",
             ),
             Bug(
                 name="spare_forgotten",
-                owner=ReadMaster,
-                old="head_valid.eq(spare_valid | axi.rvalid)",
-                new="head_valid.eq(axi.rvalid)",
+                owner=RegisterSlice,
+                old="self.o.valid.eq(spare_valid | self.i.valid)",
+                new="self.o.valid.eq(self.i.valid)",
                 caught_by="beats_offered",
             ),
         ),

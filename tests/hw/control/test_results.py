@@ -333,7 +333,6 @@ class Run:
             ctx.set(dut.record, dict(zip(COUNTERS, row.tolist(), strict=True)))
             _, _, snapshot = await ctx.tick().sample(dut.snapshot)
             if snapshot:
-                await ctx.tick()
                 ctx.set(dut.record, {name: rng.getrandbits(32) for name in COUNTERS})
                 while len(self.completed) < len(self.snapshots):
                     await ctx.tick()
