@@ -1,6 +1,7 @@
 """The SoC of a board: the unit, its SDRAM and the link to the host on one bus, without a CPU."""
 
 import contextlib
+import copy
 import logging
 import pathlib
 import re
@@ -10,7 +11,7 @@ from litedram.common import LiteDRAMNativePort
 from litedram.frontend.axi import LiteDRAMAXI2Native
 from litedram.init import get_sdram_phy_py_header
 from litedram.modules import MT48LC16M16
-from litedram.phy import HalfRateGENSDRPHY
+from litedram.phy import HalfRateGENSDRPHY, dfi
 from litedram.phy.model import SDRAMPHYModel
 from litex.build.generic_platform import GenericPlatform, Pins, Subsignal
 from litex.build.io import DDROutput
@@ -24,11 +25,12 @@ from litex.soc.interconnect.axi import AXIInterface, AXILiteInterface
 from litex.soc.interconnect.csr import CSRStatus, CSRStorage
 from litex_boards.platforms import radiona_ulx3s
 from migen import ClockDomain, ClockSignal, Instance, Record, ResetSignal, Signal
+from migen.genlib.record import DIR_M_TO_S
 
 from moska.fpga import link, map, quiesce
 from moska.gen import emit
 from moska.gen.config import Config
-from moska.gen.readable import hide_zeros
+from moska.gen.readable import hide_zeros, plain_names
 
 NAME = "ulx3s"  # of the Verilog module
 CLOCK_HZ = 50_000_000
@@ -81,15 +83,16 @@ class Clocks(LiteXModule):
 
     def __init__(self, platform, clock_hz):
         self.cd_sys = ClockDomain()
-        self.cd_sys2x = ClockDomain()
-        self.cd_sys2x_ps = ClockDomain()
+        # What runs at 100 MHz falls into step without a reset, which would have to be fast too.
+        self.cd_sys2x = ClockDomain(reset_less=True)
+        self.cd_sys2x_ps = ClockDomain(reset_less=True)
         self.pll = pll = ECP5PLL()
         self.comb += pll.reset.eq(platform.request("user_btn", 1))
         pll.register_clkin(platform.request("clk25"), 25e6)
         pll.create_clkout(self.cd_sys, clock_hz)
-        pll.create_clkout(self.cd_sys2x, 2 * clock_hz)
+        pll.create_clkout(self.cd_sys2x, 2 * clock_hz, with_reset=False)
         # Half a period late: the SDRAM samples what the pins have held for half of one.
-        pll.create_clkout(self.cd_sys2x_ps, 2 * clock_hz, phase=180)
+        pll.create_clkout(self.cd_sys2x_ps, 2 * clock_hz, phase=180, with_reset=False)
         self.specials += DDROutput(1, 0, platform.request("sdram_clock"), ClockSignal("sys2x_ps"))
 
 
@@ -124,6 +127,31 @@ class Board(LiteXModule):
         ]
 
 
+class RegisteredPHY(LiteXModule):
+    """A PHY with registers before it and behind it.
+
+    Between the controller's registers and those of the PHY, which run at twice their clock, lies
+    half a cycle. Without these, memories and multiplexers would have to fit into it.
+    """
+
+    def __init__(self, phy):
+        self.settings = copy.copy(phy.settings)
+        self.settings.read_latency += 2
+        first = phy.dfi.phases[0]
+        self.dfi = dfi.Interface(
+            addressbits=len(first.address),
+            bankbits=len(first.bank),
+            nranks=len(first.cs_n),
+            databits=len(first.wrdata),
+            nphases=len(phy.dfi.phases),
+        )
+        for ours, theirs in zip(self.dfi.phases, phy.dfi.phases, strict=True):
+            for name, _, direction in ours.layout:
+                ends = [getattr(theirs, name), getattr(ours, name)]
+                target, value = ends if direction == DIR_M_TO_S else reversed(ends)
+                self.sync += target.eq(value)
+
+
 class Narrow(LiteXModule):
     """A memory port twice as wide as the SDRAM controller's, which gets two commands for one.
 
@@ -132,12 +160,15 @@ class Narrow(LiteXModule):
 
     def __init__(self, wide, narrow):
         second = Signal()
+        self.cmd = stream.Buffer(wide.cmd.description, pipe_valid=True, pipe_ready=True)
+        command = self.cmd.source
         self.comb += [
-            narrow.cmd.valid.eq(wide.cmd.valid),
-            narrow.cmd.we.eq(wide.cmd.we),
+            wide.cmd.connect(self.cmd.sink),
+            narrow.cmd.valid.eq(command.valid),
+            narrow.cmd.we.eq(command.we),
             narrow.cmd.addr[0].eq(second),
-            narrow.cmd.addr[1:].eq(wide.cmd.addr),
-            wide.cmd.ready.eq(narrow.cmd.ready & second),
+            narrow.cmd.addr[1:].eq(command.addr),
+            command.ready.eq(narrow.cmd.ready & second),
         ]
         self.sync += second.eq(second ^ (narrow.cmd.valid & narrow.cmd.ready))
         self.write = stream.StrideConverter(wide.wdata.description, narrow.wdata.description)
@@ -252,13 +283,14 @@ class SoC(SoCCore):
         check_sdram_init(phy.settings, module.timing_settings)
         # The model gets the settings of the PHY that it stands for.
         self.sdrphy = SDRAMPHYModel(module, phy.settings) if simulated else phy
+        self.registered_phy = RegisteredPHY(self.sdrphy)
         self.add_sdram(
-            "sdram", phy=self.sdrphy, module=module, origin=map.MEMORY_BASE, l2_cache_size=0
+            "sdram", phy=self.registered_phy, module=module, origin=map.MEMORY_BASE, l2_cache_size=0
         )
 
     def add_unit(self, config, resetting, interrupt):
         """Add the unit, with the gate that a reset goes through."""
-        self.sources["moska.v"] = hide_zeros(emit.convert_unit(config))
+        self.sources["moska.v"] = hide_zeros(plain_names(emit.convert_unit(config)))
         self.sources["quiesce.v"] = quiesce.verilog(
             data_width=MEMORY_WIDTH, id_width=READ_ID_WIDTH
         )

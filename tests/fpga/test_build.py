@@ -17,17 +17,17 @@ def write_small(width):
 
     def write(config, out_dir, *, simulated, clock_hz):
         from litex_boards.platforms import radiona_ulx3s
-        from migen import Module, Signal
+        from migen import Cat, Module, Signal
 
         from moska.fpga.soc import NAME, Clocks
 
         platform = radiona_ulx3s.Platform(device="LFE5U-85F", revision="2.0")
         module = Module()
         module.submodules.clocks = Clocks(platform, clock_hz)
-        count, total, fast = Signal(width), Signal(width), Signal()
+        count, total, fast = Signal(width), Signal(width), Signal(2)
         module.sync += [count.eq(count + 1), total.eq(count * count + total * total)]
-        module.sync.sys2x += fast.eq(total[-1])
-        module.comb += platform.request("user_led", 0).eq(fast)
+        module.sync.sys2x += fast.eq(Cat(total[-1], fast))
+        module.comb += platform.request("user_led", 0).eq(fast[-1])
         platform.build(module, build_dir=str(out_dir), build_name=NAME, run=False)
         return [out_dir / f"{NAME}.v"]
 
