@@ -62,6 +62,12 @@ def test_the_bytes_depend_on_the_arguments_only(written, tmp_path):
     assert str(tmp_path) not in text
 
 
+def test_names_are_no_bits(written):
+    """ABC9 takes an escaped name with brackets for a bit of a signal."""
+    for folder in written.values():
+        assert not re.findall(r"\\\S*\[", (folder / "moska.v").read_text())
+
+
 def test_identity(written):
     """What the host compares is in the Verilog as constants."""
     text = (written[False] / "ulx3s.v").read_text()
