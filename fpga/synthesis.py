@@ -9,7 +9,7 @@ import sys
 
 from pyosys import libyosys
 
-from moska.fpga import ecp5
+from moska.fpga import ecp5, floorplan
 
 
 def main(top: str, files: list[str]) -> None:
@@ -26,6 +26,7 @@ def main(top: str, files: list[str]) -> None:
     found = json.loads(netlist.read_text(encoding="utf-8"))
     for what, count in ecp5.rewrite(found["modules"][top]).items():
         print(f"{what}: {count}")
+    print(f"multipliers with a fixed place: {floorplan.place(found['modules'][top])}")
     netlist.write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -127,7 +127,7 @@ def synthesised(verilog, cwd):
 
 
 def commands(netlist, cwd):
-    """Passes that leave a netlist, in simulation models, as the module `gate`."""
+    """Return passes that leave a netlist, in simulation models, as the module `gate`."""
     top = {"modules": {"top": netlist["modules"]["top"]}}  # without declarations of cells
     (cwd / "gate.json").write_text(json.dumps(top))
     (cwd / "multiplier.v").write_text(MULTIPLIER)
