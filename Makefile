@@ -109,7 +109,7 @@ eval: check $(LLM_STAMP)  ## measure what routing and formats cost a language mo
 	@$(BIN)/moska eval --json build/eval/eval.json --plot build/eval/eval.svg
 
 bitstream: check $(FPGA_STAMP)  ## make the bitstream of the ULX3S board, with a report
-	@echo "==> Bitstream in build/ulx3s, more than half an hour"
+	@echo "==> Bitstream in build/ulx3s, some 25 minutes"
 	@$(BIN)/moska build ulx3s
 
 test-fpga: check $(FPGA_STAMP)  ## run the tests that need LiteX and the FPGA tools

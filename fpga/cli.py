@@ -45,7 +45,7 @@ def build(board, name, output, seed, frequency):
 
     The folder gets BOARD.bit, report.md and report.json: what each block of the unit takes, the
     speed that each clock reaches, the critical paths. Exit status 1, and no bitstream, when a clock
-    is too slow. Takes about half an hour.
+    is too slow. Takes some 25 minutes.
 
     Needs the extra `fpga` of the package.
 
