@@ -39,8 +39,8 @@ def test_limits():
 
 def test_links_within_the_page():
     headings = {
-        re.sub(r"[^\w -]", "", line[3:]).strip().lower().replace(" ", "-")
+        re.sub(r"[^\w -]", "", line.lstrip("#")).strip().lower().replace(" ", "-")
         for line in PAGE.splitlines()
-        if line.startswith("## ")
+        if re.match("#{2,3} ", line)
     }
     assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) <= headings
