@@ -42,8 +42,8 @@ def fold_into_adders(module: dict) -> int:
     CCU2C has an input free for ``first``.
     """
     cells, uses = module["cells"], Uses(module)
-    folded = 0
-    for name, lut in list(cells.items()):
+    folded = []
+    for name, lut in cells.items():
         if lut["type"] != "LUT4":
             continue
         (output,) = lut["connections"]["Z"]
@@ -63,9 +63,10 @@ def fold_into_adders(module: dict) -> int:
             return table >> index & 1
 
         if _fold(adder, port, nets, lut_value):
-            del cells[name]
-            folded += 1
-    return folded
+            folded.append(name)
+    for name in folded:
+        del cells[name]
+    return len(folded)
 
 
 def _fold(adder: dict, port: str, nets: list, lut_value: Callable[[dict], int]) -> bool:
@@ -111,28 +112,24 @@ def align_multipliers(module: dict) -> int:
     for cell in module["cells"].values():
         if cell["type"] != "MULT18X18D":
             continue
-        connections = cell["connections"]
+        connections, aligned = cell["connections"], {}
         shift = 0
         for factor in "AB":
             bits = [connections[f"{factor}{n}"][0] for n in range(OPERAND)]
             copies = 0
             if connections["SIGNED" + factor] == ["1"] and isinstance(bits[-1], int):
-                while bits[-2 - copies] == bits[-1]:
+                while copies < OPERAND - 1 and bits[-2 - copies] == bits[-1]:
                     copies += 1
             for n, bit in enumerate(["0"] * copies + bits[: OPERAND - copies]):
-                connections[f"{factor}{n}"] = [bit]
+                aligned[f"{factor}{n}"] = [bit]
             shift += copies
         product = [connections[f"P{n}"][0] for n in range(PRODUCT)]
-        # Bits above the sign are copies of it.
-        sign = product[PRODUCT - 1 - shift]
-        for bit in product[PRODUCT - shift :]:
-            for pin in uses.of(bit):
-                if pin is None:
-                    raise ValueError("a product that is extended must not be a port")
-                user, port, index = pin
-                module["cells"][user]["connections"][port][index] = sign
-        for n, bit in enumerate(product[PRODUCT - shift :] + product[: PRODUCT - shift]):
-            connections[f"P{n}"] = [bit]
+        dropped, kept = product[PRODUCT - shift :], product[: PRODUCT - shift]
+        # Those above the sign are copies of it, which nothing reads after yosys.
+        if any(uses.of(bit) for bit in dropped):
+            continue
+        aligned |= {f"P{n}": [bit] for n, bit in enumerate(dropped + kept)}
+        connections |= aligned
         freed += shift
     return freed
 

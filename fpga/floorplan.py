@@ -7,6 +7,8 @@ and the value array the right one, from row to row on the shortest way.
 
 import re
 
+from moska.fpga import ecp5
+
 # MULT18X18D: rows of the device, and those of a DSP block of nine columns with their names.
 ROWS = (10, 34, 58)
 BLOCKS = (*range(4, 60, 9), *range(69, 120, 9))
@@ -35,7 +37,7 @@ def multipliers(module: dict) -> dict[str, dict[int, dict[int, str]]]:
     found = {"score": {}, "value": {}}
     for name, cell in module["cells"].items():
         if cell["type"] == "MULT18X18D":
-            for n in range(36):
+            for n in range(ecp5.PRODUCT):
                 if (place := products.get(cell["connections"][f"P{n}"][0])) is not None:
                     array, row, element = place
                     found[array].setdefault(int(row), {})[int(element)] = name

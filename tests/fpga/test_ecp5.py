@@ -198,6 +198,29 @@ def test_a_lut_with_another_use_stays(tmp_path):
     prove(netlist, "", tmp_path)
 
 
+def test_a_lut_before_one_that_is_folded_stays():
+    """Its only user is gone when its turn comes."""
+    ways = dict.fromkeys("ABCD", "input") | {"Z": "output"}
+    lut = {"type": "LUT4", "parameters": {"INIT": f"{0x8888:016b}"}, "port_directions": ways}
+    adder = {name + half: ["0"] for half in "01" for name in "ABC"}
+    adder |= {"D0": ["1"], "D1": ["1"], "A0": [2], "B0": [3], "S0": [9]}
+    module = {
+        "ports": {},
+        "cells": {
+            "near": lut | {"connections": {"A": [4], "B": [5], "C": ["0"], "D": ["0"], "Z": [3]}},
+            "far": lut | {"connections": {"A": [6], "B": [7], "C": ["0"], "D": ["0"], "Z": [4]}},
+            "adder": {
+                "type": "CCU2C",
+                "parameters": dict.fromkeys(("INIT0", "INIT1"), f"{ecp5.SUM:016b}"),
+                "port_directions": {port: "input" for port in adder} | {"S0": "output"},
+                "connections": adder,
+            },
+        },
+    }
+    assert ecp5.fold_into_adders(module) == 1
+    assert module["cells"].keys() == {"far", "adder"}
+
+
 def test_memories_of_less_than_16_words(tmp_path):
     netlist = synthesised(MEMORY, tmp_path)
     memories = cells(netlist, "TRELLIS_DPR16X4")

@@ -9,11 +9,9 @@ import pytest
 from amaranth.back import verilog
 from amaranth.hdl import Module
 
-from moska.fpga import floorplan
+from moska.fpga import floorplan, report
 from moska.hw.arrays.score import ScoreArray
 from moska.hw.arrays.value import ValueArray
-
-N_MULTIPLIERS = 156  # of an LFE5U-85F
 
 
 def netlist(rows, elements):
@@ -44,7 +42,7 @@ def places(module):
 
 def test_each_place_is_there_once():
     names = [name for lines in floorplan.places().values() for line in lines for name in line]
-    assert len(names) == len(set(names)) == N_MULTIPLIERS
+    assert len(names) == len(set(names)) == report.DEVICE["DSP"]
 
 
 @pytest.mark.parametrize(("rows", "elements"), [(8, 8), (2, 8), (1, 1), (3, 26), (4, 13), (9, 8)])
