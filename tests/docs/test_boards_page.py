@@ -41,6 +41,6 @@ def test_links_within_the_page():
     headings = {
         re.sub(r"[^\w -]", "", line.lstrip("#")).strip().lower().replace(" ", "-")
         for line in PAGE.splitlines()
-        if re.match("#{2,3} ", line)
+        if re.match(r"#{2,3} ", line)
     }
     assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) <= headings
